@@ -1,0 +1,205 @@
+"""Quality of quantized models against their float model, cell by cell: the table of the README.
+
+    python benchmarks/quality.py --model ddim-emoji --recipes nearest,eda-dm --bits w8a8,w4a8,w4a4 --json quality.json
+
+Every cell calibrates a recipe at a bit setting and draws images from the same seeds as the float model, with the simulated
+network (float arithmetic on grid values: what the integer network computes, up to the last bits of a float32 sum).
+The file is a JSON array with one row a cell; it is rewritten after each, and cells it already holds are not run again.
+
+    sqnr_db         mean over ten evenly chosen steps of the float trajectory; both networks get the same x_t
+    psnr_pooled_db  one mean squared error over all images, [-1, 1]
+    psnr_mean_db    mean over images of each image's PSNR
+    fd              Frechet distance to the float model's images in 64 PCA coordinates of the training images and 3x8x8
+                    pooled pixels
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from mezzotint.config import QuantizeConfig, validated
+from mezzotint.errors import ConfigError
+from mezzotint.evaluation.evaluate import compare_pairs, compare_sets
+from mezzotint.evaluation.features import basis_for
+from mezzotint.evaluation.steps import eps_sqnr, mean_sqnr, measured_steps
+from mezzotint.loading import load
+from mezzotint.models.denoiser import network_of, sample_shape
+from mezzotint.quantize import simulate, with_network
+from mezzotint.recipes.registry import make_config
+from mezzotint.sampling.schedulers import make_scheduler
+from mezzotint.sampling.trajectory import sample
+
+SQNR_TRAJECTORIES = 64
+KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant")
+
+
+def main() -> None:
+    options = arguments()
+    rows: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
+    pipeline = load(options.model)
+    network_of(pipeline).to(options.device)
+    references: dict[str, torch.Tensor] = {}
+    for cell in cells(options):
+        if any(all(row[k] == cell[k] for k in KEY) for row in rows):
+            print(f"{label(cell)}: in {options.json} already", flush=True)
+            continue
+        config = make_config(cell["recipe"], cell["bits"], options.preset, **changes(cell, options))
+        config = with_settings(config, options.set)
+        sampler_key = config.sampler.model_dump_json()
+        if sampler_key not in references:
+            references[sampler_key] = images_of(pipeline, config, options)
+        rows.append({**cell, **measure(pipeline, config, references[sampler_key], options)})
+        write(rows, options.json)
+        print(summary(rows[-1]), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ddim-emoji", help="zoo name or diffusers folder")
+    parser.add_argument("--recipes", default="nearest,eda-dm", help="comma-separated")
+    parser.add_argument("--bits", default="w8a8,w4a8,w4a4", help="comma-separated")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--iters", type=int, help="iterations a unit (default: the recipe's)")
+    parser.add_argument("--calib-size", type=int, help="calibration samples (default: the recipe's)")
+    parser.add_argument("--steps", type=int, help="sampler steps")
+    parser.add_argument("--samples", type=int, default=2048, help="images compared")
+    parser.add_argument("--seeds", default="1234", help="seeds of the calibration, comma-separated")
+    parser.add_argument("--set", action="append", default=[], metavar="PART.OPTION=VALUE", help="any option of the config")
+    parser.add_argument("--variant", default="", help="name of this setting in the rows")
+    parser.add_argument("--batch-size", type=int, default=512, help="images sampled at once")
+    parser.add_argument("--forward-batch", type=int, default=256, help="rows in a calibration forward pass")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, default=Path("quality.json"))
+    return parser.parse_args()
+
+
+def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    for seed in options.seeds.split(","):
+        for bits in options.bits.split(","):
+            for recipe in options.recipes.split(","):
+                config = make_config(recipe, bits, options.preset)
+                iters = (options.iters or config.reconstruction.iters) if config.reconstruction else 0
+                found.append(
+                    {
+                        "model": Path(options.model).name,
+                        "recipe": recipe,
+                        "bits": bits,
+                        "iters": iters,
+                        "calib_size": options.calib_size or config.selection.calib_size,
+                        "samples": options.samples,
+                        "seed": int(seed),
+                        "variant": options.variant,
+                    }
+                )
+    return found
+
+
+def changes(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    changed = {
+        "calib_size": cell["calib_size"],
+        "seed": cell["seed"],
+        "steps": options.steps,
+        "forward_batch": options.forward_batch,
+        "cache_gb": 40.0 if options.device == "cuda" else None,
+    }
+    return {**changed, "iters": cell["iters"]} if cell["iters"] else changed
+
+
+def with_settings(config: QuantizeConfig, settings: list[str]) -> QuantizeConfig:
+    """`config` with PART.OPTION=VALUE applied; VALUE is JSON, or text."""
+    data = config.model_dump()
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        *parents, leaf = name.split(".")
+        part = data
+        for parent in parents:
+            if part.get(parent) is None:
+                raise ConfigError(f"--set {setting}: recipe {config.recipe!r} has no {parent}")
+            part = part[parent]
+        try:
+            part[leaf] = json.loads(text)
+        except json.JSONDecodeError:
+            part[leaf] = text
+    return validated(data)
+
+
+def images_of(pipeline: DiffusionPipeline, config: QuantizeConfig, options: argparse.Namespace) -> torch.Tensor:
+    return sample(
+        pipeline,
+        list(range(options.samples)),
+        sampler=config.sampler,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+
+
+def measure(
+    pipeline: DiffusionPipeline, config: QuantizeConfig, reference: torch.Tensor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One cell's figures."""
+    started = time.perf_counter()
+    simulation = simulate(pipeline, config, device=options.device)
+    calibrated = time.perf_counter()
+    quantized = with_network(pipeline, simulation.network)
+    images = images_of(quantized, config, options)
+    steps = eps_sqnr(
+        network_of(pipeline),
+        simulation.network,
+        make_scheduler(pipeline, config.sampler),
+        range(SQNR_TRAJECTORIES),
+        shape=sample_shape(pipeline),
+        steps=measured_steps(config.sampler.steps),
+        batch_size=SQNR_TRAJECTORIES,
+    )
+    pairs = compare_pairs(reference, images)
+    distance = compare_sets(reference, images, basis_for(pipeline.name_or_path, reference))
+    units = simulation.results["units"]
+    learning = sum(unit["seconds"] for unit in units)
+    return {
+        "sqnr_db": mean_sqnr(steps),
+        "sqnr_steps_db": [row.sqnr_db for row in steps],
+        "psnr_pooled_db": pairs.psnr_pooled.value,
+        "psnr_mean_db": pairs.psnr_mean.value,
+        "ssim": None if pairs.ssim is None else pairs.ssim.value,
+        "fd": distance.fd.value,
+        "fd_interval": [distance.fd.low, distance.fd.high],
+        "features": distance.features,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
+        "seconds": {**simulation.results["seconds"], "calibrate": calibrated - started},
+        "ms_per_iteration": 1e3 * learning / (len(units) * config.reconstruction.iters) if units else None,  # type: ignore[union-attr]
+        "undecided": sum(unit["undecided"] for unit in units) / len(units) if units else None,
+        "units": units,
+        "counts": simulation.results["selection"]["counts"],
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    beside = path.with_suffix(".partial")
+    beside.write_text(json.dumps(rows, indent=1))
+    os.replace(beside, path)
+
+
+def label(cell: dict[str, Any]) -> str:
+    return f"{cell['model']} {cell['recipe']:>16} {cell['bits']} seed {cell['seed']} {cell['variant']}"
+
+
+def summary(row: dict[str, Any]) -> str:
+    speed = "" if row["ms_per_iteration"] is None else f", {row['ms_per_iteration']:.2f} ms an iteration"
+    return (
+        f"{label(row)}: SQNR {row['sqnr_db']:.2f} dB, PSNR pooled {row['psnr_pooled_db']:.2f} mean {row['psnr_mean_db']:.2f} dB, "
+        f"FD {row['fd']:.3f}, {row['seconds']['calibrate']:.0f} s{speed}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Which grid every layer gets: the plan `{layer name: LayerSpec}` of a network at a bit setting.
+
+    layer                                weights            input
+    conv_in, conv_out (by name)          8                  8
+    any other Conv2d, Linear             bits.weight        bits.activation
+    shortcut of an up block              as above, split into the groups (h, skip)
+    attention q k^T                      -                  bits.activation, both
+    attention softmax(.) v               -                  softmax bits (unsigned), bits.activation
+
+With `a32` there are no activation grids, and attention products stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from mezzotint.grid.spec import activation_spec, weight_spec
+from mezzotint.layers.spec import LayerSpec
+from mezzotint.layers.swap import attentions, product_names
+from mezzotint.config import QuantizeConfig
+
+EDGE_BITS = 8
+
+
+def plan_layers(
+    network: nn.Module,
+    config: QuantizeConfig,
+    *,
+    splits: Mapping[str, tuple[int, ...]],
+    edges: Mapping[str, str],
+) -> dict[str, LayerSpec]:
+    """The plan of `network`.
+
+    Args:
+        splits: channel counts (h, skip) of each split shortcut, by layer name.
+        edges: {"conv_in": name, "conv_out": name}.
+    """
+    bits = config.parsed_bits
+    plan: dict[str, LayerSpec] = {}
+    for name, layer in network.named_modules():
+        kind = "conv2d" if isinstance(layer, nn.Conv2d) else "linear" if isinstance(layer, nn.Linear) else None
+        if kind is None:
+            continue
+        groups = splits.get(name, ())
+        activation = None if bits.activation is None else activation_spec(bits.activation, groups)
+        plan[name] = LayerSpec(kind=kind, weight=weight_spec(bits.weight, groups), input=activation)
+    for name in attentions(network):
+        if bits.activation is None:
+            break
+        qk, pv = product_names(name)
+        activation = activation_spec(bits.activation)
+        plan[qk] = LayerSpec(kind="matmul", input=activation, other=activation)
+        plan[pv] = LayerSpec(kind="matmul", input=activation_spec(config.softmax_bits), other=activation)
+    edge_plan = _edges_by_name if config.edge_layers == "by-name" else _edges_as_released
+    plan.update(edge_plan(plan, edges, activations=bits.activation is not None))
+    return plan
+
+
+def _edges_by_name(
+    plan: Mapping[str, LayerSpec], edges: Mapping[str, str], *, activations: bool
+) -> dict[str, LayerSpec]:
+    grid = activation_spec(EDGE_BITS) if activations else None
+    return {name: LayerSpec(kind=plan[name].kind, weight=weight_spec(EDGE_BITS), input=grid) for name in edges.values()}
+
+
+def _edges_as_released(
+    plan: Mapping[str, LayerSpec], edges: Mapping[str, str], *, activations: bool
+) -> dict[str, LayerSpec]:
+    """8-bit weights for the first registered *time-embedding* layer and conv_out; conv_out's input stays float.
+
+    The released networks register the time embedding before conv_in, so their "first layer" is its first Linear.
+    """
+    first = next(name for name in plan if name.startswith("time_embedding"))
+    last = edges["conv_out"]
+    return {
+        first: plan[first].model_copy(update={"weight": weight_spec(EDGE_BITS)}),
+        last: LayerSpec(kind=plan[last].kind, weight=weight_spec(EDGE_BITS), input=None),
+    }
+
+
+def float_parts(network: nn.Module, plan: Mapping[str, LayerSpec]) -> list[str]:
+    """What stays float: modules with parameters of their own that the plan does not name, and attention products."""
+    parts = []
+    for name, module in network.named_modules():
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        if own and name not in plan:
+            parts.append(f"{name or 'network'} ({type(module).__name__}, {own} parameters)")
+    for name in attentions(network):
+        if product_names(name)[0] not in plan:
+            parts.append(f"{name} (attention products)")
+    parts += [f"input of {name}" for name, spec in plan.items() if spec.input is None]
+    return parts

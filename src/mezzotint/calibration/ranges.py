@@ -1,0 +1,202 @@
+"""First ranges of every grid: L_p searches over the weights, and over what the layers saw of the calibration rows.
+
+Weights: per output channel (and input group), symmetric. Activations: per tensor (and channel group), one scale for all
+time steps, from a bounded random sample of each tensor plus its exact extremes.
+
+Differs from the released code, which searches batch by batch and averages (0.1 new + 0.9 old), so that the result depends on
+the order of the batches and remembers about ten of them; `ranges.method = "ema"` does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mezzotint.calibration.selection import CalibrationSet
+from mezzotint.config import QuantizeConfig, RangeConfig
+from mezzotint.grid.search import affine_from_range, search_affine, search_symmetric
+from mezzotint.grid.spec import GridSpec
+from mezzotint.layers.activation import ActivationQuantizer
+from mezzotint.layers.simulated import SimulatedLayer
+from mezzotint.models.denoiser import predict_eps
+from mezzotint.progress import Progress
+
+SAMPLED_VALUES = 1 << 15  # values of one tensor that a search looks at
+EMA_KEEP = 0.9
+EMA_BATCH = 256  # rows a batch of the released code's running average
+
+
+def fit_ranges(
+    simulated: nn.Module, rows: CalibrationSet, config: QuantizeConfig, device: torch.device, progress: Progress
+) -> None:
+    """Sets the scales and zero points of every grid of `simulated`, and its codes to the nearest ones, in place."""
+    fit_weights_(simulated, config.ranges, progress)
+    if config.ranges.method == "ema":
+        _fit_activations_running_(simulated, rows, config, device, progress)
+    else:
+        _fit_activations_pooled_(simulated, rows, config, device, progress)
+
+
+@torch.no_grad()
+def fit_weights_(simulated: nn.Module, options: RangeConfig, progress: Progress) -> None:
+    """Per-channel weight scales by search; codes to nearest."""
+    layers = [m for m in simulated.modules() if isinstance(m, SimulatedLayer)]
+    progress.start("fit: weights", len(layers))
+    for layer in layers:
+        parts = layer.weight_spec.group_slices(layer.weight.shape[1])
+        for group, part in enumerate(parts):
+            rows = layer.weight[:, part].flatten(1)
+            scale = search_symmetric(rows, layer.weight_spec, norm=options.norm, candidates=options.candidates)
+            layer.weight_scale[group].copy_(scale)
+        layer.round_to_nearest_()
+        progress.advance()
+    progress.finish()
+
+
+def quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
+    """The activation quantizers of `network` by name."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, ActivationQuantizer)}
+
+
+@contextmanager
+def float_arithmetic(simulated: nn.Module) -> Iterator[None]:
+    """Inside the block `simulated` computes what the float model does."""
+    layers = [m for m in simulated.modules() if isinstance(m, SimulatedLayer)]
+    grids = list(quantizers(simulated).values())
+    for layer in layers:
+        layer.float_weights = True
+    for grid in grids:
+        grid.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.float_weights = False
+        for grid in grids:
+            grid.enabled = True
+
+
+class ValueSample:
+    """A bounded random sample of the values of one tensor's groups over many batches, with the exact extremes."""
+
+    def __init__(self, spec: GridSpec, per_batch: int, seed: int) -> None:
+        self._spec = spec
+        self._per_batch = per_batch
+        self._generator = torch.Generator().manual_seed(seed)
+        self._parts: list[list[Tensor]] = [[] for _ in range(spec.n_groups)]
+
+    def add(self, x: Tensor) -> None:
+        slices = self._spec.group_slices(x.shape[1]) if self._spec.groups else [slice(None)]
+        for parts, part in zip(self._parts, slices, strict=True):
+            flat = x[:, part].flatten() if self._spec.groups else x.flatten()
+            picks = torch.randint(flat.numel(), (self._per_batch,), generator=self._generator)
+            parts.append(torch.cat([flat[picks.to(flat.device)], flat.min()[None], flat.max()[None]]))
+
+    def values(self, group: int) -> Float[Tensor, "k"]:
+        return torch.cat(self._parts[group])
+
+
+def fit_activation(values: Float[Tensor, "k"], spec: GridSpec, options: RangeConfig) -> tuple[Tensor, Tensor]:
+    """(scale float32 [], zero_point int32 []) of one activation grid for a sample of its values.
+
+    Symmetric: [-c, c], or the one-sided [0, c] / [-c, 0] where all values have one sign.
+    """
+    if not options.symmetric_activations:
+        return search_affine(values, spec, norm=options.norm, candidates=options.candidates)
+    zero_point = symmetric_zero_point(values, spec)
+    one_sided = zero_point != 1 << (spec.bits - 1)
+    mirrored = -values if zero_point == spec.quant_max else values
+    scale = search_symmetric(
+        mirrored[None],
+        spec,
+        zero_point=0 if one_sided else zero_point,
+        norm=options.norm,
+        candidates=options.candidates,
+    )
+    return scale[0], torch.tensor(zero_point, dtype=torch.int32, device=values.device)
+
+
+def symmetric_zero_point(values: Tensor, spec: GridSpec) -> int:
+    """Code of 0.0 in a symmetric unsigned grid: an end where all values have one sign, else the middle."""
+    if float(values.min()) >= 0:
+        return spec.quant_min
+    if float(values.max()) <= 0:
+        return spec.quant_max
+    return 1 << (spec.bits - 1)
+
+
+@torch.no_grad()
+def _fit_activations_pooled_(
+    simulated: nn.Module, rows: CalibrationSet, config: QuantizeConfig, device: torch.device, progress: Progress
+) -> None:
+    grids = quantizers(simulated)
+    if not grids:
+        return
+    batches = -(-len(rows) // config.forward_batch)
+    per_batch = max(64, SAMPLED_VALUES // batches)
+    samples = {name: ValueSample(g.spec, per_batch, config.seed + i) for i, (name, g) in enumerate(grids.items())}
+    handles = [g.register_forward_pre_hook(_collect(samples[name])) for name, g in grids.items()]
+    progress.start("fit: activations", batches + len(grids))
+    try:
+        with float_arithmetic(simulated):
+            for _, x_t, t in rows.batches(config.forward_batch):
+                predict_eps(simulated, x_t.to(device), t.to(device))
+                progress.advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, grid in grids.items():
+        for group in range(grid.spec.n_groups):
+            scale, zero_point = fit_activation(samples[name].values(group), grid.spec, config.ranges)
+            grid.scale[group], grid.zero_point[group] = scale, zero_point
+        progress.advance()
+    progress.finish()
+
+
+def _collect(sample: ValueSample) -> Any:
+    return lambda _, args: sample.add(args[0].detach())
+
+
+@torch.no_grad()
+def _fit_activations_running_(
+    simulated: nn.Module, rows: CalibrationSet, config: QuantizeConfig, device: torch.device, progress: Progress
+) -> None:
+    """The released code's rule: a search on every batch, in order, with everything before already quantized."""
+    running: dict[tuple[str, int], tuple[float, float, int]] = {}
+    grids = quantizers(simulated)
+
+    def update(name: str, grid: ActivationQuantizer) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sample = ValueSample(grid.spec, SAMPLED_VALUES, config.seed)
+            sample.add(args[0].detach())
+            for group in range(grid.spec.n_groups):
+                values = sample.values(group)
+                scale, fresh_zero = (v.item() for v in fit_activation(values, grid.spec, config.ranges))
+                low, high = (0 - fresh_zero) * scale, (grid.spec.quant_max - fresh_zero) * scale
+                old = running.get((name, group))
+                zero = int(fresh_zero) if old is None else old[2]  # latched on the first batch, as released
+                if old is not None:
+                    low = EMA_KEEP * old[0] + (1 - EMA_KEEP) * low
+                    high = EMA_KEEP * old[1] + (1 - EMA_KEEP) * high
+                running[name, group] = (low, high, zero)
+                grid.scale[group] = affine_from_range(low, high, grid.spec)[0]
+                grid.zero_point[group] = zero
+
+        return hook
+
+    handles = [grid.register_forward_pre_hook(update(name, grid)) for name, grid in grids.items()]
+    size = min(EMA_BATCH, max(config.forward_batch, 1)) if device.type == "cpu" else EMA_BATCH
+    progress.start("fit: activations", -(-len(rows) // size))
+    try:
+        for _, x_t, t in rows.batches(size):
+            predict_eps(simulated, x_t.to(device), t.to(device))
+            progress.advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+    progress.finish()

@@ -1,0 +1,210 @@
+"""From a float model to a calibration set: pilot -> scores -> counts -> one x_t from each trajectory.
+
+Only what is needed is kept. The pilot's features live for one batch; then every trajectory is told the one step it
+contributes and only that x_t is stored, so memory is O(N d), not O(T N d) as in the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mezzotint.calibration import tdac
+from mezzotint.models.denoiser import mid_feature_module, network_of, sample_shape
+from mezzotint.progress import Progress, as_callback
+from mezzotint.config import QuantizeConfig, SelectionConfig
+from mezzotint.sampling.schedulers import make_scheduler
+from mezzotint.sampling.trajectory import iterate, record_at
+
+# Calibration seeds are the upper half of the 32 bits that a generator reads: they never meet the small seeds people draw
+# and evaluate with.
+FIRST_CALIBRATION_SEED = 1 << 31
+SEEDS_OF_A_RUN = 1 << 20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many samples each scored step contributes.
+
+    Attributes:
+        steps: sampler steps that were scored (the first of each distinct time unless repeats are kept).
+        times: their model time steps.
+        density, variety, score: equations (2), (3), (4) of `tdac`; empty for methods that do not score.
+        counts: samples per scored step; they sum to the calibration size.
+        radius: squared feature distance within which two steps count as close; None where nothing was scored.
+    """
+
+    steps: list[int]
+    times: list[int]
+    counts: list[int]
+    density: list[float]
+    variety: list[float]
+    score: list[float]
+    radius: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The rows that calibrate: row k is x_{t_k} of trajectory k.
+
+    Attributes:
+        x_t: float32 [N, C, H, W] on the CPU.
+        t: int64 [N], model time steps.
+    """
+
+    x_t: Float[Tensor, "n c h w"]
+    t: Int[Tensor, "n"]
+
+    def __len__(self) -> int:
+        return self.x_t.shape[0]
+
+    def batches(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, x_t, t) for consecutive runs of up to `size` rows; the remainder is kept."""
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            yield rows, self.x_t[rows], self.t[rows]
+
+
+def calibration_seeds(seed: int, n: int) -> list[int]:
+    """Seeds of the n calibration trajectories of a run."""
+    first = FIRST_CALIBRATION_SEED + seed % (FIRST_CALIBRATION_SEED // SEEDS_OF_A_RUN) * SEEDS_OF_A_RUN
+    return list(range(first, first + n))
+
+
+def scored_steps(times: Sequence[int], merge_repeated: bool) -> list[int]:
+    """Sampler steps to score: all, or the first of each distinct time (a repeated time changes nothing)."""
+    if not merge_repeated:
+        return list(range(len(times)))
+    first: dict[int, int] = {}
+    for step, t in enumerate(times):
+        first.setdefault(int(t), step)
+    return list(first.values())
+
+
+def select_uniform(
+    pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device, progress: Progress
+) -> Selection:
+    """As many samples from every distinct time step (Q-Diffusion's rule)."""
+    times = _times(pipeline, config)
+    steps = scored_steps(times, config.selection.merge_repeated)
+    counts = tdac.largest_remainder(torch.ones(len(steps)), config.selection.calib_size)
+    return Selection(steps, [times[s] for s in steps], counts.tolist(), [], [], [], None)
+
+
+def select_tdac(
+    pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device, progress: Progress
+) -> Selection:
+    """TDAC: a pilot run scores the steps by density and variety of the mid-block features."""
+    options = config.selection
+    times = _times(pipeline, config)
+    steps = scored_steps(times, options.merge_repeated)
+    similarity = pilot_similarity(pipeline, config, steps, device, progress)
+    distance = similarity.distance()
+    radius = options.radius
+    if radius is None:
+        radius = tdac.choose_radius(distance, options.radius_quantile)
+    density, variety = tdac.density(distance, radius), similarity.variety()
+    score = tdac.step_score(density, variety, options.variety_weight)
+    counts = _allocate(score, options)
+    return Selection(
+        steps, [times[s] for s in steps], counts.tolist(), density.tolist(), variety.tolist(), score.tolist(), radius
+    )
+
+
+def _allocate(score: Tensor, options: SelectionConfig) -> Tensor:
+    if options.allocation == "round":
+        return tdac.rounded_allocation(score, options.calib_size)
+    return tdac.largest_remainder(score, options.calib_size)
+
+
+SELECTORS: dict[str, Callable[[DiffusionPipeline, QuantizeConfig, torch.device, Progress], Selection]] = {
+    "tdac": select_tdac,
+    "uniform": select_uniform,
+}
+
+
+def pilot_similarity(
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    steps: Sequence[int],
+    device: torch.device,
+    progress: Progress,
+) -> tdac.StepSimilarity:
+    """Feature similarity of the sampler steps over `config.selection.pilot_size` float trajectories."""
+    network = network_of(pipeline)
+    wanted = set(steps)
+    seeds = calibration_seeds(config.seed, config.selection.pilot_size)
+    scheduler = make_scheduler(pipeline, config.sampler)
+    similarity = tdac.StepSimilarity()
+    progress.start("record: pilot", len(seeds) * config.sampler.steps)
+    for start in range(0, len(seeds), config.forward_batch):
+        batch = seeds[start : start + config.forward_batch]
+        features = []
+        with first_input(mid_feature_module(network)) as seen:
+            states = iterate(network, scheduler, batch, shape=sample_shape(pipeline), device=device)
+            for state in states:
+                if state.step in wanted:
+                    features.append(seen[0])
+                seen.clear()
+                progress.advance(len(batch))
+        similarity.add(torch.stack(features))
+    progress.finish()
+    return similarity
+
+
+@contextmanager
+def first_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives the first positional input of every call of `module` inside the block.
+
+    Read the first entry after a sampler step, then clear: samplers that call the network twice a step (PLMS at its start)
+    are scored by the first call, the one at the step's own time.
+    """
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def assign_steps(selection: Selection, seed: int) -> Int[Tensor, "n"]:
+    """The sampler step that each trajectory contributes: the multiset of counts in a seeded random order."""
+    steps = torch.tensor(selection.steps).repeat_interleave(torch.tensor(selection.counts))
+    order = torch.randperm(len(steps), generator=torch.Generator().manual_seed(seed))
+    return steps[order]
+
+
+def record_calibration_set(
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    selection: Selection,
+    device: torch.device,
+    progress: Progress,
+) -> CalibrationSet:
+    """Runs the N float trajectories and keeps x_t of each at its assigned step."""
+    steps = assign_steps(selection, config.seed)
+    x_t, t = record_at(
+        network_of(pipeline),
+        make_scheduler(pipeline, config.sampler),
+        calibration_seeds(config.seed, len(steps)),
+        steps,
+        shape=sample_shape(pipeline),
+        batch_size=config.forward_batch,
+        device=device,
+        progress=as_callback(progress, "record: calibration set"),
+    )
+    return CalibrationSet(x_t, t)
+
+
+def _times(pipeline: DiffusionPipeline, config: QuantizeConfig) -> list[int]:
+    return [int(t) for t in make_scheduler(pipeline, config.sampler).times]

@@ -1,0 +1,169 @@
+"""`mezzotint inspect`: every layer of an artifact, or what would become of a float model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mezzotint.cli import inputs, options
+from mezzotint.cli.output import facts, guarded, progress_bars, show, size
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from rich.console import Group
+    from torch import nn
+
+    from mezzotint.layers.spec import LayerSpec
+
+
+@guarded
+def inspect(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=options.MODEL_HELP + " Quantized ones too.")
+    ] = options.DEFAULT_MODEL,
+    bits: Annotated[str, typer.Option(help="For a float model: the bits to plan for.")] = "w4a8",
+    device: options.Device = "cpu",
+    json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the layers of a model: kind, shape, bits, kernel, and totals.
+
+    For an artifact: which integer kernel runs every layer on this machine, and
+    why. For a float model: what would be quantized, in which units, and which
+    shortcuts would be split.
+
+    [b]Examples[/b]
+
+    mezzotint inspect emoji-w4a8
+
+    mezzotint inspect ./my-model --bits w8a8 --json
+    """
+    place = inputs.find_device(device)
+    with progress_bars() as progress:
+        pipeline = inputs.load_model(model, place, progress)
+    quantized = hasattr(pipeline.unet, "quantization")
+    result = describe_artifact(pipeline) if quantized else describe_float(pipeline, bits)
+    show(result, _table(result, model), json)
+
+
+def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """Layers, kernels and totals of a quantized pipeline."""
+    from mezzotint.artifact.skeleton import empty_float_network
+
+    network = pipeline.unet
+    manifest = network.quantization
+    floating = empty_float_network(type(network).__name__, network.config)
+    shapes = _shapes(floating)
+    layers = []
+    for name, spec in manifest.layers.items():
+        report = network.get_submodule(name).kernel_report()
+        layers.append(
+            {"name": name, **_grids(spec), "shape": shapes.get(name), "kernel": report.name, "reason": report.reason}
+        )
+    return {
+        "model": manifest.base.name,
+        "bits": manifest.bits,
+        "recipe": manifest.config.get("recipe"),
+        "layers": layers,
+        "float_modules": manifest.float_modules,
+        "totals": {
+            "layers": dict(Counter(layer["kind"] for layer in layers)),
+            "kernels": dict(Counter(layer["kernel"] for layer in layers)),
+            "bytes": manifest.files["unet/quantized.safetensors"].bytes,
+            "float_bytes": 4 * sum(leaf.numel() for leaf in floating.parameters()),
+        },
+    }
+
+
+def describe_float(pipeline: DiffusionPipeline, bits: str) -> dict[str, Any]:
+    """What quantizing a float pipeline to `bits` would do."""
+    from mezzotint.calibration.plan import float_parts, plan_layers
+    from mezzotint.models.denoiser import example_inputs
+    from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
+    from mezzotint.recipes.registry import make_config
+
+    network = pipeline.unet
+    example = example_inputs(network)
+    units, splits = list_units(network, *example), split_shortcuts(network, *example)
+    config = make_config(bits=bits)
+    plan = plan_layers(network, config, splits=splits, edges=layers_by_role(network))
+    shapes = _shapes(network)
+    layers = [{"name": name, **_grids(spec), "shape": shapes.get(name)} for name, spec in plan.items()]
+    return {
+        "model": str(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
+        "bits": config.bits,
+        "units": [{"name": unit.name, "kind": unit.kind, "inner": unit.inner, "output": unit.output} for unit in units],
+        "split_shortcuts": {name: list(groups) for name, groups in splits.items()},
+        "layers": layers,
+        "float_modules": float_parts(network, plan),
+        "totals": {
+            "layers": dict(Counter(layer["kind"] for layer in layers)),
+            "units": len(units),
+            "float_bytes": sum(leaf.numel() * leaf.element_size() for leaf in network.parameters()),
+        },
+    }
+
+
+def _shapes(network: nn.Module) -> dict[str, list[int]]:
+    """Shape of the weight of every leaf that has one, by module name."""
+    return {
+        name: list(module.weight.shape)
+        for name, module in network.named_modules()
+        if getattr(module, "weight", None) is not None
+    }
+
+
+def _grids(spec: LayerSpec) -> dict[str, Any]:
+    grids = {"weight": spec.weight, "input": spec.input, "other": spec.other}
+    bits = {f"{name}_bits": None if grid is None else grid.bits for name, grid in grids.items()}
+    return {"kind": spec.kind, **bits, "groups": [] if spec.weight is None else list(spec.weight.groups)}
+
+
+def _table(result: dict[str, Any], model: str) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+
+    quantized = "units" not in result
+    title = f"{model}: {result['model']} at {result['bits'].upper()}" if quantized else f"{model}: float"
+    columns = ["layer", "kind", "shape", "weights", "inputs", *(["kernel"] if quantized else [])]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    reasons: dict[str, int] = {}  # in the order in which they come up, numbered from 1
+    for layer in result["layers"]:
+        number = reasons.setdefault(layer["reason"], len(reasons) + 1) if quantized else 0
+        table.add_row(*_cells(layer), *([f"{layer['kernel']} ({number})"] if quantized else []))
+    why = [facts("Why these kernels", {f"({number})": text for text, number in reasons.items()})] if quantized else []
+    return Group(table, *why, facts("Totals", _totals(result)))
+
+
+def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
+    shape = "" if layer["shape"] is None else "x".join(map(str, layer["shape"]))
+    if layer["groups"]:
+        shape += " split " + "+".join(map(str, layer["groups"]))
+    activations = [layer["input_bits"], layer["other_bits"]] if layer["kind"] == "matmul" else [layer["input_bits"]]
+    return (
+        layer["name"],
+        layer["kind"],
+        shape,
+        "" if layer["weight_bits"] is None else str(layer["weight_bits"]),
+        ", ".join("float" if bits is None else str(bits) for bits in activations),
+    )
+
+
+def _totals(result: dict[str, Any]) -> dict[str, str]:
+    totals = result["totals"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(totals["layers"].items()))
+    rows = {"layers on integers": kinds, "modules in float": str(len(result["float_modules"]))}
+    if "kernels" in totals:
+        rows["kernels"] = ", ".join(f"{count} {name}" for name, count in sorted(totals["kernels"].items()))
+        smaller = totals["float_bytes"] / totals["bytes"]
+        rows["network"] = f"{size(totals['float_bytes'])} -> {size(totals['bytes'])} ({smaller:.2f}x smaller)"
+    else:
+        units = Counter(unit["kind"] for unit in result["units"])
+        rows["units"] = ", ".join(f"{count} {kind}" for kind, count in sorted(units.items()))
+        rows["split shortcuts"] = str(len(result["split_shortcuts"]))
+        rows["network"] = size(totals["float_bytes"])
+    return rows

@@ -1,0 +1,184 @@
+"""`mezzotint quantize`: a float model in, an artifact out."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mezzotint.cli import inputs, options
+from mezzotint.cli.output import INTERRUPTED, facts, fail, guarded, progress_bars, show, size
+from mezzotint.errors import OutputError
+
+if TYPE_CHECKING:
+    from mezzotint.config import QuantizeConfig
+    from mezzotint.manifest import Manifest
+
+BITS_HELP = "Bits of weights and activations, 2 to 8 each: [b]w4a8[/b], w8a8, w6a6, w4a4, w3a8, w2a8; a32 keeps float."
+RECIPE_HELP = (
+    "[b]eda-dm[/b]: EDA-DM with the faults of its release mended. [b]eda-dm-official[/b]: as released, for comparison. "
+    "[b]nearest[/b]: fitted ranges and rounding to nearest, no learning."
+)
+PRESET_HELP = (
+    "Time to spend. [b]fast[/b]: minutes on a CPU. [b]default[/b]: minutes on a GPU. "
+    "[b]paper[/b]: as many samples and iterations as the paper."
+)
+
+
+@guarded
+def quantize(
+    model: options.Model = options.DEFAULT_MODEL,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write.", show_default="MODEL-BITS here")
+    ] = None,
+    bits: Annotated[str, typer.Option(help=BITS_HELP, rich_help_panel=options.METHOD)] = "w4a8",
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP, rich_help_panel=options.METHOD)] = "eda-dm",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP, rich_help_panel=options.METHOD)] = "default",
+    calib_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Calibration samples: trajectories, each gives one.",
+            min=1,
+            show_default="512, or what the preset says",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    iters: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimiser steps for every unit of the network.",
+            min=1,
+            show_default="1000, or what the preset says",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples in an optimiser step.",
+            min=1,
+            show_default="32, or what the preset says",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same artifact.", min=0, rich_help_panel=options.METHOD)] = 1234,
+    steps: options.Steps = None,
+    scheduler: options.Scheduler = None,
+    eta: options.Eta = None,
+    device: options.Device = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=options.RUNNING),
+    ] = False,
+    overwrite: options.Overwrite = False,
+    json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Quantize a diffusion model and save it as an artifact.
+
+    Without arguments the embedded model is quantized to W4A8. While it runs,
+    finished work is kept in OUT.resume; after Ctrl-C or a crash the same
+    command with --resume goes on from there.
+
+    [b]Examples[/b]
+
+    mezzotint quantize --preset fast -o emoji-w4a8
+
+    mezzotint quantize google/ddpm-cifar10-32 -o cifar-w8a8 --bits w8a8 --device cuda
+
+    mezzotint quantize ./my-model -o my-w4a8 --recipe nearest --calib-size 256
+    """
+    from mezzotint.recipes.registry import make_config
+
+    config = make_config(
+        recipe,
+        bits,
+        preset,
+        calib_size=calib_size,
+        iters=iters,
+        batch_size=batch_size,
+        seed=seed,
+        steps=steps,
+        spacing=inputs.check_spacing(scheduler),
+        eta=eta,
+    )
+    out = out or Path(f"{Path(model).name}-{config.bits}")
+    _run(model, out, config, inputs.find_device(device), resume=resume, overwrite=overwrite, json=json)
+
+
+def _run(
+    model: str, out: Path, config: QuantizeConfig, device: str, *, resume: bool, overwrite: bool, json: bool
+) -> None:
+    from mezzotint.artifact import check_output, read_manifest, save_quantized
+    from mezzotint.quantize import quantize as run
+
+    check_output(out, overwrite)
+    kept = _resume_folder(out, resume=resume, overwrite=overwrite)
+    try:
+        with progress_bars() as progress:
+            pipeline = inputs.load_float(model, "cpu", progress)
+            quantized = run(pipeline, config=config, device=device, progress=progress, resume_dir=kept)
+            save_quantized(quantized, out, overwrite=overwrite)
+    except KeyboardInterrupt:
+        hint = f"what is finished is kept in {kept}; the same command with --resume goes on" if _has_work(kept) else ""
+        raise fail(f"interrupted; {hint or 'nothing was written'}", INTERRUPTED) from None
+    finally:
+        if not _has_work(kept):
+            shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    float_bytes = sum(leaf.numel() * leaf.element_size() for leaf in pipeline.unet.parameters())
+    result = summary(read_manifest(out), out, float_bytes)
+    show(result, facts("Quantized", _rows(result)), json)
+
+
+def _resume_folder(out: Path, *, resume: bool, overwrite: bool) -> Path:
+    """Where the run keeps what is finished; empty unless the run goes on."""
+    folder = out.parent / f"{out.name}.resume"
+    if resume or not folder.exists():
+        return folder
+    if not overwrite:
+        raise OutputError(
+            f"{folder}: holds a run that was stopped; go on with --resume, or start again with --overwrite"
+        )
+    if not (folder / "run.json").is_file():
+        raise OutputError(f"{folder}: is not ours to replace, and the run needs that name; choose another --out")
+    shutil.rmtree(folder)
+    return folder
+
+
+def _has_work(folder: Path) -> bool:
+    """Whether anything worth resuming is there: the first thing that a run finishes is its calibration set."""
+    return any(folder.glob("*.safetensors"))
+
+
+def summary(manifest: Manifest, out: Path, float_bytes: int) -> dict[str, Any]:
+    """What the command answers."""
+    units = manifest.results.get("units", [])
+    return {
+        "artifact": str(out),
+        "model": manifest.base.name,
+        "bits": manifest.bits,
+        "recipe": manifest.config.get("recipe"),
+        "layers": len(manifest.layers),
+        "units": dict(Counter(unit["kept"] for unit in units)),
+        "float_bytes": float_bytes,
+        "bytes": manifest.files["unet/quantized.safetensors"].bytes,
+        "seconds": manifest.results.get("seconds", {}),
+    }
+
+
+def _rows(result: dict[str, Any]) -> dict[str, str]:
+    smaller = result["float_bytes"] / result["bytes"]
+    rows = {
+        "artifact": result["artifact"],
+        "model": f"{result['model']}, {result['bits'].upper()}, recipe {result['recipe']}",
+        "network": f"{size(result['float_bytes'])} -> {size(result['bytes'])} ({smaller:.2f}x smaller)",
+        "integer layers": str(result["layers"]),
+    }
+    if result["units"]:
+        rows["units"] = ", ".join(f"{count} {kept}" for kept, count in sorted(result["units"].items()))
+    rows["time"] = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in result["seconds"].items())
+    return rows

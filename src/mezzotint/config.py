@@ -1,0 +1,149 @@
+"""Every option of a quantization run: one frozen config, written whole into the manifest.
+
+An unknown key raises; nothing that is recorded is dead. Section numbers refer to EDA-DM (arXiv 2401.04585).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mezzotint.errors import ConfigError
+from mezzotint.grid.bits import Bits, parse_bits
+from mezzotint.sampling.config import SamplerConfig
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SelectionConfig(_Frozen):
+    """Which x_t calibrate (TDAC)."""
+
+    method: Literal["tdac", "uniform"] = "tdac"
+    calib_size: int = Field(512, ge=1, description="N: trajectories; each gives one calibration sample")
+    pilot_size: int = Field(64, ge=1, description="trajectories whose features score the steps")
+    variety_weight: float = Field(1.2, ge=0, description="lambda: weight of variety against density")
+    radius: float | None = Field(None, gt=0, description="absolute density radius; None takes radius_quantile")
+    radius_quantile: float = Field(0.25, gt=0, le=1, description="quantile of the pairwise distances")
+    merge_repeated: bool = Field(True, description="score each distinct time once")
+    allocation: Literal["largest-remainder", "round"] = Field(
+        "largest-remainder", description="'round' is the released code's: round, then give the rest to the biggest"
+    )
+
+
+class RangeConfig(_Frozen):
+    """How the first ranges of the grids are found."""
+
+    norm: float = Field(2.4, gt=0, description="p of the L_p rounding error")
+    candidates: int = Field(100, ge=2, description="clip thresholds tried")
+    symmetric_activations: bool = Field(False, description="True wastes almost a bit on what follows SiLU")
+    method: Literal["pooled", "ema"] = Field(
+        "pooled", description="'pooled': one search over all rows; 'ema': a search per batch, averaged, as released"
+    )
+
+
+class ReconstructionConfig(_Frozen):
+    """Fine-grained block reconstruction (FBR)."""
+
+    iters: int = Field(1000, ge=1, description="optimiser steps a unit")
+    batch_size: int = Field(32, ge=1)
+    rounding_lr: float = Field(0.2, gt=0, description="Adam, for the rounding variables")
+    step_lr: float = Field(1e-3, gt=0, description="Adam, for the activation steps")
+    step_parameter: Literal["log", "linear"] = Field(
+        "log", description="'log' keeps steps positive and the rate relative; 'linear' is the released code's"
+    )
+    layer_weight: float = Field(0.8, ge=0, description="gamma: weight of the inner layers' losses")
+    inner_layers: Literal["declared", "registered"] = Field(
+        "declared", description="'registered': all but the last registered layer, as released"
+    )
+    rounding_weight: float = Field(0.01, ge=0, description="weight of the rounding regulariser; 0 as released")
+    beta_start: float = Field(20.0, gt=0)
+    beta_end: float = Field(2.0, gt=0)
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of the iterations before the regulariser sets in")
+    input_drop: float = Field(0.5, ge=0, le=1, description="QDrop: chance that a unit's input element is the float one")
+    activation_drop: float = Field(0.5, ge=0, le=1, description="QDrop: chance that an activation is not rounded")
+    block_weighting: Literal["mse", "fisher"] = Field("mse", description="'fisher': diagonal Fisher estimate")
+    separate_layer_pass: bool = Field(False, description="a second quantized forward for the layer losses, as released")
+    keep_better: bool = Field(True, description="a unit falls back to nearest rounding where learning did not help")
+    cuda_graph: bool = Field(True, description="replay the training step as a CUDA graph (GPU only)")
+
+
+class QuantizeConfig(_Frozen):
+    """One quantization run."""
+
+    recipe: str = "eda-dm"
+    bits: str = "w4a8"
+    edge_layers: Literal["by-name", "released"] = Field(
+        "by-name",
+        description="'by-name': conv_in and conv_out are 8/8; 'released': the first registered weight and conv_out's "
+        "weight are 8 bit, conv_out's input stays float",
+    )
+    softmax_bits: int = Field(8, ge=2, le=8)
+    sampler: SamplerConfig = SamplerConfig()
+    selection: SelectionConfig = SelectionConfig()
+    ranges: RangeConfig = RangeConfig()
+    reconstruction: ReconstructionConfig | None = ReconstructionConfig()
+    seed: int = Field(1234, ge=0)
+    forward_batch: int = Field(64, ge=1, description="rows in a forward pass of the whole network")
+    cache_gb: float = Field(8.0, gt=0, description="memory for the caches of reconstruction; beyond it they go to disk")
+
+    @field_validator("bits")
+    @classmethod
+    def _bits_can_be_read(cls, bits: str) -> str:
+        return str(parse_bits(bits))
+
+    @property
+    def parsed_bits(self) -> Bits:
+        return parse_bits(self.bits)
+
+
+FLAT_FIELDS: dict[str, tuple[str, ...]] = {
+    "steps": ("sampler", "steps"),
+    "spacing": ("sampler", "spacing"),
+    "eta": ("sampler", "eta"),
+    "calib_size": ("selection", "calib_size"),
+    "pilot_size": ("selection", "pilot_size"),
+    "variety_weight": ("selection", "variety_weight"),
+    "radius": ("selection", "radius"),
+    "iters": ("reconstruction", "iters"),
+    "batch_size": ("reconstruction", "batch_size"),
+    "layer_weight": ("reconstruction", "layer_weight"),
+    "block_weighting": ("reconstruction", "block_weighting"),
+    "seed": ("seed",),
+    "forward_batch": ("forward_batch",),
+    "cache_gb": ("cache_gb",),
+}
+
+
+def override(config: QuantizeConfig, **changes: Any) -> QuantizeConfig:
+    """`config` with options changed by their flat names (`FLAT_FIELDS`), as the command line gives them.
+
+    None leaves an option as it is. Raises ConfigError for an unknown name, for an option of a part that the recipe does
+    not have (such as `iters` of a recipe without reconstruction), and for a value outside its range.
+    """
+    data = config.model_dump()
+    for name, value in changes.items():
+        if value is None:
+            continue
+        if name not in FLAT_FIELDS:
+            raise ConfigError(f"no option {name!r}; the options are {', '.join(FLAT_FIELDS)}")
+        *parents, leaf = FLAT_FIELDS[name]
+        part = data
+        for parent in parents:
+            if part[parent] is None:
+                raise ConfigError(f"{name} has no effect: recipe {config.recipe!r} has no {parent}")
+            part = part[parent]
+        part[leaf] = value
+    return validated(data)
+
+
+def validated(data: dict[str, Any]) -> QuantizeConfig:
+    """A config from plain data, with pydantic's complaint as one line."""
+    try:
+        return QuantizeConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: {first['msg']} (got {first.get('input')!r})") from error

@@ -1,0 +1,267 @@
+"""Quantized model against float model: same seeds, same sampler, same device.
+
+    sample_pairs   images of both models from the same start noises
+    compare        paired PSNR and SSIM, Frechet distance, from the images alone
+    evaluate       all of it: images, comparison, SQNR of eps along the trajectory, cost
+
+The reference is the float model's image, never a real one: quantization is to change nothing. (A distance to real
+images in simple features has ranked quantized models above their float model.)
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mezzotint.errors import ConfigError
+from mezzotint.evaluation import cost, paired, steps
+from mezzotint.evaluation.features import Basis, basis_for, extract
+from mezzotint.evaluation.frechet import SAMPLES_PER_FEATURE, first_features, frechet_distance, statistics
+from mezzotint.evaluation.intervals import bootstrap
+from mezzotint.evaluation.result import Distance, Evaluation, Paired, Versions
+from mezzotint.models.denoiser import example_inputs, network_of, sample_shape
+from mezzotint.sampling.config import SamplerConfig
+from mezzotint.sampling.schedulers import make_scheduler
+from mezzotint.sampling.trajectory import sample
+from mezzotint.version import __version__
+
+Progress = Callable[[int, int], None]
+
+SAMPLES = 256
+SQNR_SAMPLES = 32
+RESAMPLES = 20
+LOW_QUANTILE = 0.1
+LATENCY_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images of both models [N, C, H, W] in [-1, 1]; row n of each comes from seed `seed + n`."""
+
+    float_images: Tensor
+    quantized_images: Tensor
+    seed: int
+    sampler: SamplerConfig
+    seconds: float
+
+
+def sample_pairs(
+    float_pipeline: Any,
+    quantized_pipeline: Any,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    sampler: SamplerConfig | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Images of both models for the seeds seed ... seed + samples - 1. `progress` counts the images of both."""
+    if samples < 2:
+        raise ConfigError(f"samples: an evaluation compares at least 2 images, got {samples}")
+    seeds, sampler, start = list(range(seed, seed + samples)), sampler or SamplerConfig(), time.perf_counter()
+    images = []
+    for half, pipeline in enumerate((float_pipeline, quantized_pipeline)):
+        counted = _shifted(progress, half * samples, 2 * samples)
+        images.append(sample(pipeline, seeds, sampler=sampler, batch_size=batch_size, progress=counted))
+    return Pairs(images[0], images[1], seed, sampler, time.perf_counter() - start)
+
+
+def compare_pairs(
+    a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Paired:
+    """PSNR and SSIM between images of the same seeds, with intervals over the images."""
+    mse = paired.mse_per_image(a, b)
+    psnr = paired.psnr_of_mse(mse)
+    ssim = paired.ssim_per_image(a, b) if paired.ssim_fits(*a.shape[-2:]) else None
+    draw: dict[str, Any] = {"count": len(a), "resamples": resamples, "seed": seed}
+    return Paired(
+        psnr_pooled=bootstrap(lambda rows: paired.psnr_pooled(mse[rows]), **draw),
+        psnr_mean=bootstrap(lambda rows: paired.psnr_mean(mse[rows]), **draw),
+        psnr_low=float(psnr.quantile(LOW_QUANTILE, interpolation="lower")),
+        ssim=None if ssim is None else bootstrap(lambda rows: float(ssim[rows].mean()), **draw, upper_bound=1.0),
+        psnr_images=psnr.tolist(),
+    )
+
+
+def compare_sets(
+    a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], basis: Basis, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Distance:
+    """Frechet distance between the images of the two models; a resample takes the same seeds from both."""
+    features_a, features_b = extract(a, basis), extract(b, basis)
+
+    def distance(rows: Tensor) -> float:
+        return frechet_distance(statistics(features_a[rows]), statistics(features_b[rows]))
+
+    all_a, all_b = statistics(features_a), statistics(features_b)
+    components, count = len(basis.components), features_a.shape[1]
+    return Distance(
+        fd=bootstrap(distance, len(a), resamples=resamples, seed=seed, lower_bound=0.0),
+        fd_pca=frechet_distance(first_features(all_a, components), first_features(all_b, components)),
+        features=basis.label,
+        count=count,
+        warning=None if all_a.enough_samples else _too_few(len(a), count),
+    )
+
+
+def evaluate(
+    float_pipeline: Any,
+    quantized_pipeline: Any,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    sampler: SamplerConfig | None = None,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    pairs: Pairs | None = None,
+    resamples: int = RESAMPLES,
+) -> Evaluation:
+    """All measures of a quantized model against its float model. Both are moved to `device`.
+
+    Args:
+        samples, seed: images of the seeds seed ... seed + samples - 1.
+        sampler: None is the default SamplerConfig.
+        progress: called with (images done, images in all), counting both models; not called when `pairs` are given.
+        pairs: images from `sample_pairs` with the same samples, seed and sampler, so that a report can show the very
+            images that were measured; None samples them here.
+        resamples: bootstrap resamples of each interval.
+    """
+    sampler = sampler or SamplerConfig()
+    float_pipeline.to(device)
+    quantized_pipeline.to(device)
+    if pairs is None:
+        drawing: dict[str, Any] = {"samples": samples, "seed": seed, "sampler": sampler, "batch_size": batch_size}
+        pairs = sample_pairs(float_pipeline, quantized_pipeline, **drawing, progress=progress)
+    _check_pairs(pairs, samples, seed, sampler)
+
+    a, b, watch = pairs.float_images, pairs.quantized_images, _Stopwatch(sample=pairs.seconds)
+    with watch("compare"):
+        images = compare_pairs(a, b, resamples=resamples, seed=seed)
+        distance = compare_sets(a, b, basis_for(_folder(float_pipeline), a), resamples=resamples, seed=seed)
+    with watch("sqnr"):
+        rows = steps.eps_sqnr(
+            network_of(float_pipeline),
+            network_of(quantized_pipeline),
+            make_scheduler(float_pipeline, sampler),
+            range(seed, seed + min(samples, SQNR_SAMPLES)),
+            shape=sample_shape(float_pipeline),
+            steps=steps.measured_steps(sampler.steps),
+            batch_size=batch_size,
+        )
+    with watch("cost"):
+        measured_cost = measure_cost(float_pipeline, quantized_pipeline)
+    return Evaluation(
+        model=_name(float_pipeline),
+        bits=str(getattr(_quantization(quantized_pipeline), "bits", "float")),
+        samples=samples,
+        seed=seed,
+        sampler=sampler.model_dump(mode="json"),
+        batch_size=batch_size,
+        device=cost.device_name(torch.device(device)),
+        shape=sample_shape(float_pipeline),
+        paired=images,
+        distance=distance,
+        steps=rows,
+        sqnr_db=steps.mean_sqnr(rows),
+        sqnr_samples=min(samples, SQNR_SAMPLES),
+        cost=measured_cost,
+        resamples=resamples,
+        seconds=watch.seconds,
+        versions=_versions(),
+        warnings=_warnings(images, distance),
+    )
+
+
+def measure_cost(float_pipeline: Any, quantized_pipeline: Any) -> cost.Cost:
+    """Bytes, bit operations and latency of the two pipelines."""
+    float_network, quantized_network = network_of(float_pipeline), network_of(quantized_pipeline)
+    inputs = example_inputs(float_network, LATENCY_BATCH)
+    macs = cost.count_macs(float_network, *inputs)
+    layers = getattr(_quantization(quantized_pipeline), "layers", {})
+    return cost.Cost(
+        network=cost.network_sizes(float_network, quantized_network),
+        pipeline=cost.pipeline_sizes(float_pipeline, quantized_pipeline),
+        parameters=sum(parameter.numel() for parameter in float_network.parameters()),
+        macs=sum(macs.values()) // len(inputs[0]),
+        float_bops=cost.bit_operations(macs, {}) // len(inputs[0]),
+        quantized_bops=cost.bit_operations(macs, layers) // len(inputs[0]),
+        latency=cost.measure_latency(float_network, quantized_network, *inputs),
+    )
+
+
+class _Stopwatch:
+    """Seconds of named parts: `with watch("part"): ...`."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - start
+
+
+def _quantization(pipeline: Any) -> Any:
+    """The manifest of a quantized pipeline, None for a float one."""
+    return getattr(network_of(pipeline), "quantization", None)
+
+
+def _folder(pipeline: Any) -> Path | None:
+    """The folder a pipeline was loaded from, None if it was not loaded from one."""
+    source = getattr(pipeline, "name_or_path", None)
+    return Path(source) if source and Path(source).is_dir() else None
+
+
+def _name(pipeline: Any) -> str:
+    """Name of a float model without the path of this machine."""
+    folder = _folder(pipeline)
+    return folder.resolve().name if folder else str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
+
+
+def _check_pairs(pairs: Pairs, samples: int, seed: int, sampler: SamplerConfig) -> None:
+    asked = {"samples": samples, "seed": seed, "sampler": sampler}
+    given = {"samples": len(pairs.float_images), "seed": pairs.seed, "sampler": pairs.sampler}
+    for name, value in asked.items():
+        if given[name] != value:
+            raise ConfigError(f"pairs: they were sampled with {name} {given[name]}, the evaluation asks for {value}")
+
+
+def _too_few(samples: int, count: int) -> str:
+    return (
+        f"{samples} images for {count} features: the Fréchet distance needs at least {SAMPLES_PER_FEATURE * count} "
+        f"images before its bias is small; compare it only with values from the same number of images and features"
+    )
+
+
+def _warnings(image_quality: Paired, distance: Distance) -> list[str]:
+    found = [] if distance.warning is None else [distance.warning]
+    if image_quality.ssim is None:
+        found.append(f"SSIM was not measured: its window of {paired.SSIM_WINDOW} pixels does not fit in the images")
+    return found
+
+
+def _versions() -> Versions:
+    return Versions(
+        mezzotint=__version__,
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+        python=platform.python_version(),
+    )
+
+
+def _shifted(progress: Progress | None, offset: int, total: int) -> Progress | None:
+    """The same progress, counted on from `offset` towards `total`."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(offset + done, total)

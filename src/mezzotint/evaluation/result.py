@@ -1,0 +1,103 @@
+"""What an evaluation found, as plain data: every number of the report and every input it was measured with.
+
+The whole tree goes to JSON and back unchanged (`model_dump_json`, `model_validate_json`); an error of exactly zero is
+an infinite PSNR or SQNR and is written as the string "Infinity".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mezzotint.evaluation.cost import Cost
+from mezzotint.evaluation.intervals import Estimate
+from mezzotint.evaluation.steps import StepSqnr
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Paired(BaseModel):
+    """Image quality of the quantized model, image by image against the float model's image of the same seed.
+
+    Attributes:
+        psnr_pooled: dB, one MSE over all images.
+        psnr_mean: dB, mean of the PSNRs of single images.
+        psnr_low: dB, tenth percentile of the PSNRs of single images: one image in ten is worse.
+        ssim: mean over images, None if the images are smaller than its window.
+        psnr_images: dB of each image, in the order of the seeds.
+    """
+
+    model_config = FROZEN
+
+    psnr_pooled: Estimate
+    psnr_mean: Estimate
+    psnr_low: float
+    ssim: Estimate | None
+    psnr_images: list[float]
+
+
+class Distance(BaseModel):
+    """Frechet distance between the images of the two models.
+
+    Attributes:
+        fd: squared distance in all features, in squared units of a feature.
+        fd_pca: the same in the principal coordinates alone.
+        features: which features, in words.
+        count: how many features.
+        warning: why not to trust it, or None.
+    """
+
+    model_config = FROZEN
+
+    fd: Estimate
+    fd_pca: float
+    features: str
+    count: int
+    warning: str | None
+
+
+class Versions(BaseModel):
+    """Software that made the numbers."""
+
+    model_config = FROZEN
+
+    mezzotint: str
+    torch: str
+    diffusers: str
+    python: str
+
+
+class Evaluation(BaseModel):
+    """Everything `evaluate` measured, with its inputs.
+
+    Attributes:
+        samples, seed: images of the seeds seed ... seed + samples - 1, from both models.
+        sampler: fields of the SamplerConfig.
+        sqnr_db: mean of the dB values in `steps`.
+        sqnr_samples: trajectories behind `steps`.
+        resamples: bootstrap resamples behind every interval.
+        seconds: wall time of the parts.
+        warnings: what a reader must know before quoting a number.
+    """
+
+    model_config = FROZEN
+
+    model: str
+    bits: str
+    samples: int
+    seed: int
+    sampler: dict[str, Any]
+    batch_size: int
+    device: str
+    shape: tuple[int, int, int]
+    paired: Paired
+    distance: Distance
+    steps: list[StepSqnr]
+    sqnr_db: float
+    sqnr_samples: int
+    cost: Cost
+    resamples: int
+    seconds: dict[str, float]
+    versions: Versions
+    warnings: list[str]

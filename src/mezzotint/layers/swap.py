@@ -1,0 +1,143 @@
+"""Exchange of leaf layers: float -> simulated -> integer, by name, from a plan.
+
+A plan is `{module name: LayerSpec}`. Only leaves are exchanged, so no block of a model is ever copied. The products of an
+attention layer have the names `<attention>.processor.qk` and `<attention>.processor.pv`; they appear when the attention's
+processor is exchanged for one that holds them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from mezzotint.layers.attention import QuantizedAttnProcessor
+from mezzotint.layers.integer import IntConv2d, IntLinear, IntMatMul
+from mezzotint.layers.simulated import FakeQuantConv2d, FakeQuantLinear, FakeQuantMatMul, SimulatedLayer
+from mezzotint.layers.spec import LayerSpec
+
+Plan = Mapping[str, LayerSpec]
+PRODUCTS = ("qk", "pv")
+
+
+def product_names(attention: str) -> tuple[str, str]:
+    """Names of the two products of the attention layer called `attention`."""
+    return f"{attention}.processor.qk", f"{attention}.processor.pv"
+
+
+def attentions(network: nn.Module) -> list[str]:
+    """Names of the attention layers of `network`, in registration order."""
+    return [name for name, module in network.named_modules() if isinstance(module, Attention)]
+
+
+def set_module_(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` in the place called `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent) if parent else network, leaf, module)
+
+
+def prepare(network: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the float `network` whose layers named in `plan` are simulated, with scales still to be fitted."""
+    simulated = copy.deepcopy(network)
+    device = next(network.parameters()).device
+    for name in attentions(simulated):
+        qk, pv = product_names(name)
+        if qk in plan:
+            processor = QuantizedAttnProcessor(FakeQuantMatMul(plan[qk]), FakeQuantMatMul(plan[pv]))
+            simulated.get_submodule(name).set_processor(processor)
+    for name, spec in plan.items():
+        if spec.kind == "matmul":
+            continue
+        layer = simulated.get_submodule(name)
+        made: nn.Module
+        if isinstance(layer, nn.Conv2d) and spec.kind == "conv2d":
+            made = FakeQuantConv2d(layer, spec)
+        elif isinstance(layer, nn.Linear) and spec.kind == "linear":
+            made = FakeQuantLinear(layer, spec)
+        else:
+            raise TypeError(f"{name}: the plan says {spec.kind}, the network has {type(layer).__name__}")
+        set_module_(simulated, name, made)
+    return simulated.to(device).eval()
+
+
+def to_integer(simulated: nn.Module) -> nn.Module:
+    """A copy of the `simulated` network whose layers compute with integers; rounding and scales must be final."""
+    network = _without_float_weights(simulated)
+    for name, layer in list(simulated.named_modules()):
+        if isinstance(layer, FakeQuantConv2d | FakeQuantLinear | FakeQuantMatMul):
+            set_module_(network, name, integer_layer(layer))
+    return network.eval()
+
+
+def integer_layer(layer: nn.Module) -> nn.Module:
+    """The integer twin of one simulated layer."""
+    if isinstance(layer, FakeQuantMatMul):
+        a, b = layer.input_quantizer, layer.other_quantizer
+        return IntMatMul.from_parts(
+            layer.spec, a_scale=a.scale, a_zero_point=a.zero_point, b_scale=b.scale, b_zero_point=b.zero_point
+        )
+    if not isinstance(layer, SimulatedLayer):
+        raise TypeError(f"{type(layer).__name__} has no integer twin")
+    quantizer = layer.input_quantizer
+    parts = {
+        "weight_codes": layer.weight_codes,
+        "weight_scale": layer.weight_scale,
+        "bias": None if layer.bias is None else layer.bias.data,
+        "input_scale": None if quantizer is None else quantizer.scale,
+        "input_zero_point": None if quantizer is None else quantizer.zero_point,
+    }
+    if isinstance(layer, FakeQuantConv2d):
+        return IntConv2d.from_parts(
+            layer.spec,
+            **parts,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            conv_groups=layer.conv_groups,
+        )
+    return IntLinear.from_parts(layer.spec, **parts)
+
+
+def _without_float_weights(simulated: nn.Module) -> nn.Module:
+    """Copy of `simulated` in which the layers about to be exchanged are shared, not copied (their weights are big)."""
+    shared = {
+        id(layer): layer
+        for layer in simulated.modules()
+        if isinstance(layer, SimulatedLayer | FakeQuantMatMul)
+    }
+    return copy.deepcopy(simulated, memo=dict(shared))
+
+
+def empty_integer_network_(network: nn.Module, plan: Plan) -> nn.Module:
+    """Exchanges the layers of a float `network` (on the meta device) for empty integer ones, ready to be filled.
+
+    Modifies and returns `network`. Used to load an artifact without any float weights.
+    """
+    for name in attentions(network):
+        qk, pv = product_names(name)
+        if qk in plan:
+            processor = QuantizedAttnProcessor(IntMatMul(plan[qk]), IntMatMul(plan[pv]))
+            network.get_submodule(name).set_processor(processor)
+    for name, spec in plan.items():
+        if spec.kind == "matmul":
+            continue
+        layer = network.get_submodule(name)
+        if isinstance(layer, nn.Conv2d):
+            made: nn.Module = IntConv2d.like(layer, spec)
+        elif isinstance(layer, nn.Linear):
+            made = IntLinear.like(layer, spec)
+        else:
+            raise TypeError(f"{name}: the plan says {spec.kind}, the network has {type(layer).__name__}")
+        set_module_(network, name, made)
+    return network.eval()
+
+
+@torch.no_grad()
+def round_to_nearest_(simulated: nn.Module) -> None:
+    """Sets the codes of every simulated layer to the nearest ones."""
+    for layer in simulated.modules():
+        if isinstance(layer, SimulatedLayer):
+            layer.round_to_nearest_()

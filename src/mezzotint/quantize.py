@@ -1,0 +1,203 @@
+"""The main job as a row of verbs: record, select, prepare, fit, reconstruct, to integers.
+
+    record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> to_integer -> save_quantized
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from mezzotint.base import base_info
+from mezzotint.calibration.plan import float_parts, plan_layers
+from mezzotint.calibration.ranges import fit_ranges
+from mezzotint.calibration.selection import (
+    SELECTORS,
+    CalibrationSet,
+    Selection,
+    calibration_seeds,
+    record_calibration_set,
+)
+from mezzotint.config import QuantizeConfig
+from mezzotint.errors import ModelError
+from mezzotint.layers.spec import LayerSpec
+from mezzotint.layers.swap import prepare, to_integer
+from mezzotint.manifest import Manifest, weights_sha256
+from mezzotint.models.denoiser import example_inputs, network_of
+from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
+from mezzotint.progress import NullProgress, Progress
+from mezzotint.recipes.registry import make_config
+from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_grid_state_
+from mezzotint.reconstruction.reconstruct import reconstruct
+
+
+@dataclass
+class Simulation:
+    """A calibrated simulated network and how it came about.
+
+    Attributes:
+        network: float arithmetic on grid values; `to_integer` makes it compute with integers.
+        plan: the grids by layer name.
+        results: what `Manifest.results` records.
+    """
+
+    network: nn.Module
+    plan: dict[str, LayerSpec]
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+def quantize(
+    pipeline: DiffusionPipeline,
+    bits: str = "w4a8",
+    recipe: str = "eda-dm",
+    *,
+    config: QuantizeConfig | None = None,
+    preset: str = "default",
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    resume_dir: str | Path | None = None,
+    **options: Any,
+) -> DiffusionPipeline:
+    """A pipeline like `pipeline` whose network computes with integers; the float pipeline is left as it was.
+
+    Args:
+        pipeline: float diffusers pipeline with a `.unet`.
+        bits: weights and activations, such as "w4a8", "w8a8" or "w4a32" (float activations).
+        recipe: "eda-dm", "nearest" or "eda-dm-official".
+        config: every option at once; then `bits`, `recipe`, `preset` and `options` are ignored.
+        preset: how much time to spend: "fast", "default" or "paper".
+        device: where to calibrate; None takes the GPU if there is one.
+        resume_dir: folder for checkpoints; a killed run goes on from them.
+        options: single options by their flat names (`mezzotint.config.FLAT_FIELDS`), such as `iters=200`.
+
+    Returns:
+        The pipeline on the CPU. Its network has the attribute `quantization`, a `Manifest`.
+
+    Raises:
+        ModelError, BitsError, ConfigError, ResumeError, OutputError: see `mezzotint.errors`.
+    """
+    config = config or make_config(recipe, bits, preset, **options)
+    simulation = simulate(pipeline, config, device=device, progress=progress, resume_dir=resume_dir)
+    network = to_integer(simulation.network.cpu())
+    base = base_info(pipeline)
+    network.quantization = Manifest(  # type: ignore[assignment]
+        base=base,
+        bits=config.bits,
+        layers=simulation.plan,
+        float_modules=float_parts(network_of(pipeline), simulation.plan),
+        config=config.model_dump(mode="json"),
+        sampler=config.sampler.model_dump(mode="json"),
+        seeds={"run": config.seed, "first_calibration": calibration_seeds(config.seed, 1)[0]},
+        results=simulation.results,
+    )
+    return with_network(pipeline, network)
+
+
+def with_network(pipeline: DiffusionPipeline, network: nn.Module) -> DiffusionPipeline:
+    """A pipeline like `pipeline`, sharing its other parts, with another network."""
+    return type(pipeline)(**{**pipeline.components, "unet": network})
+
+
+def simulate(
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    *,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    resume_dir: str | Path | None = None,
+) -> Simulation:
+    """Calibrates a simulated copy of the pipeline's network; the pipeline is left as it was (on the device it was on)."""
+    progress = progress or NullProgress()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    floating = network_of(pipeline)
+    if getattr(floating, "quantization", None) is not None:
+        raise ModelError("this model is quantized already; give the float model")
+    home = next(floating.parameters()).device
+    fingerprint = {"config": config.model_dump(mode="json"), "base": weights_sha256(floating)}
+    checkpoints = Checkpoints(None if resume_dir is None else Path(resume_dir), fingerprint)
+    floating.to(device)
+    try:
+        return _simulate(pipeline, floating, config, device, progress, checkpoints)
+    finally:
+        floating.to(home)
+
+
+def _simulate(
+    pipeline: DiffusionPipeline,
+    floating: nn.Module,
+    config: QuantizeConfig,
+    device: torch.device,
+    progress: Progress,
+    checkpoints: Checkpoints,
+) -> Simulation:
+    clock = _Clock()
+    with torch.no_grad():
+        rows, selection = _calibration_set(pipeline, config, device, progress, checkpoints, clock)
+        inputs = example_inputs(floating)
+        units = list_units(floating, *inputs)
+        plan = plan_layers(
+            floating, config, splits=split_shortcuts(floating, *inputs), edges=layers_by_role(floating)
+        )
+        simulated = prepare(floating, plan)
+        with clock("fit"):
+            _ranges(simulated, rows, config, device, progress, checkpoints)
+    with clock("reconstruct"):
+        unit_results = reconstruct(floating, simulated, rows, units, config, device, progress, checkpoints)
+    results = {"selection": selection, "units": unit_results, "seconds": clock.seconds}
+    return Simulation(simulated, plan, results)
+
+
+def _calibration_set(
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    device: torch.device,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    clock: _Clock,
+) -> tuple[CalibrationSet, dict[str, Any]]:
+    saved, facts = checkpoints.load("calibration"), checkpoints.load_json("calibration")
+    if saved is not None and facts is not None:
+        return CalibrationSet(saved["x_t"], saved["t"]), facts
+    with clock("select"):
+        selection: Selection = SELECTORS[config.selection.method](pipeline, config, device, progress)
+    with clock("record"):
+        rows = record_calibration_set(pipeline, config, selection, device, progress)
+    checkpoints.save("calibration", {"x_t": rows.x_t, "t": rows.t}, selection.to_dict())
+    return rows, selection.to_dict()
+
+
+def _ranges(
+    simulated: nn.Module,
+    rows: CalibrationSet,
+    config: QuantizeConfig,
+    device: torch.device,
+    progress: Progress,
+    checkpoints: Checkpoints,
+) -> None:
+    saved: dict[str, Tensor] | None = checkpoints.load("ranges")
+    if saved is not None:
+        load_grid_state_(simulated, saved)
+        return
+    fit_ranges(simulated, rows, config, device, progress)
+    checkpoints.save("ranges", grid_state(simulated), {})
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started

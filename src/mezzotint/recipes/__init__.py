@@ -1,0 +1,1 @@
+"""Published methods: one frozen config and one short function each."""

@@ -1,0 +1,134 @@
+"""FBR over a whole network: units in execution order, each against the float network, given everything before it quantized.
+
+After hardening, a unit keeps the better of learned and nearest rounding by its block loss on all calibration rows, and both
+losses are recorded. Every finished unit is checkpointed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mezzotint.calibration.selection import CalibrationSet
+from mezzotint.config import QuantizeConfig, ReconstructionConfig
+from mezzotint.models.units import Unit
+from mezzotint.progress import Progress
+from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_grid_state_
+from mezzotint.reconstruction.learn import learn_unit
+from mezzotint.reconstruction.losses import random_signs
+from mezzotint.reconstruction.problem import UnitProblem, pose
+from mezzotint.reconstruction.store import RowStore, RowTensor
+from mezzotint.reconstruction.walk import Walker
+
+UnitResult = dict[str, Any]
+
+
+def reconstruct(
+    floating: nn.Module,
+    simulated: nn.Module,
+    rows: CalibrationSet,
+    units: Sequence[Unit],
+    config: QuantizeConfig,
+    device: torch.device,
+    progress: Progress,
+    checkpoints: Checkpoints,
+) -> list[UnitResult]:
+    """Learns all units of `simulated` in place; one result per unit, in order (keys as in the manifest).
+
+    Memory: rows of the unit at hand, and of finished units' outputs while `config.cache_gb` lasts.
+    """
+    options = config.reconstruction
+    if options is None:
+        return []
+    results = []
+    progress.start("reconstruct", len(units) * options.iters)
+    with RowStore(config.cache_gb, device) as store:
+        walk = {"batch": config.forward_batch, "device": device, "store": store}
+        float_walker = Walker(floating, rows, **walk)
+        quantized_walker = Walker(simulated, rows, **walk)
+        for index, unit in enumerate(units):
+            problem = pose(unit, float_walker, quantized_walker, store)
+            saved = checkpoints.load(_name(index))
+            facts = checkpoints.load_json(_name(index))
+            if saved is not None and facts is not None:
+                load_grid_state_(problem.simulated, saved)
+                result = facts
+                progress.advance(options.iters, unit=unit.name)
+            else:
+                result = _reconstruct_unit(problem, float_walker, index, config, options, device, progress, store)
+                checkpoints.save(_name(index), grid_state(problem.simulated), result)
+            results.append(result)
+            _remember(problem, float_walker, quantized_walker, config.forward_batch, store)
+            problem.release()
+    progress.finish()
+    return results
+
+
+def _name(index: int) -> str:
+    return f"unit-{index:03d}"
+
+
+def _reconstruct_unit(
+    problem: UnitProblem,
+    float_walker: Walker,
+    index: int,
+    config: QuantizeConfig,
+    options: ReconstructionConfig,
+    device: torch.device,
+    progress: Progress,
+    store: RowStore,
+) -> UnitResult:
+    started = time.perf_counter()
+    seed = config.seed + 1 + index
+    if options.block_weighting == "fisher":
+        problem.weight = fisher_weights(problem, float_walker, seed, store)
+    nearest = grid_state(problem.simulated)
+    nearest_loss = problem.block_loss(config.forward_batch)
+    learned = learn_unit(
+        problem, options, seed=seed, device=device, forward_batch=config.forward_batch, progress=progress
+    )
+    learned_loss = problem.block_loss(config.forward_batch)
+    keep_nearest = options.keep_better and not learned_loss < nearest_loss  # also when it is not a number
+    if keep_nearest:
+        load_grid_state_(problem.simulated, nearest)
+    return {
+        "name": problem.unit.name,
+        "kind": problem.unit.kind,
+        "nearest_loss": nearest_loss,
+        "learned_loss": learned_loss,
+        "soft_loss": learned.soft_loss,
+        "undecided": learned.undecided,
+        "kept": "nearest" if keep_nearest else "learned",
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def fisher_weights(problem: UnitProblem, float_walker: Walker, seed: int, store: RowStore) -> RowTensor:
+    """Diagonal Fisher estimate of the unit's output, [N, ...], scaled to mean 1 (see `losses`)."""
+    weight = store.allocate(tuple(problem.target.tensor.shape))
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for rows, gradient in float_walker.output_gradients(
+        problem.unit.name, lambda eps: random_signs(eps, generator)
+    ):
+        squared = gradient.square()
+        total += float(squared.mean(dtype=torch.float64)) * (rows.stop - rows.start)
+        weight.write(rows, squared)
+    mean = total / problem.n_rows
+    weight.tensor.div_(mean if mean > 0 else 1.0)
+    return weight
+
+
+def _remember(
+    problem: UnitProblem, float_walker: Walker, quantized_walker: Walker, batch: int, store: RowStore
+) -> None:
+    """Hands the unit's outputs to the walkers while memory allows; else frees the target."""
+    if problem.target.on_device and store.used <= store.budget / 2:
+        float_walker.remember(problem.unit.name, problem.target)
+    else:
+        problem.target.release()
+    quantized_walker.remember(problem.unit.name, problem.output(batch, store))

@@ -1,0 +1,1 @@
+"""Trajectories from seeds, on diffusers schedulers. Knows nothing of quantization."""

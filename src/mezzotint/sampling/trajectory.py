@@ -1,0 +1,232 @@
+"""Trajectories from seeds.
+
+A seed is the identity of a sample: its start noise, and with eta > 0 the noise of each of its steps, come from a CPU
+generator of its own, in that order. So a sample does not depend on the batch it is drawn in, on the order of the seeds
+or on the device, up to the rounding of the network's kernels. diffusers' DDIMPipeline uses the noise in the same way
+when it is given a list of generators.
+
+    name     dtype    shape         meaning
+    seeds    int      [N]           0 to 2**32 - 1
+    step     int                    index in the sampler, 0 is pure noise
+    t        int                    model time of that step
+    x_t      float32  [B, C, H, W]  sample before the step
+    eps      float32  [B, C, H, W]  output of the network on it
+    x_prev   float32  [B, C, H, W]  sample after the step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mezzotint.errors import ConfigError, ModelError
+from mezzotint.models.denoiser import Cond, device_of, network_of, predict_eps, sample_shape
+from mezzotint.sampling.config import SamplerConfig
+from mezzotint.sampling.schedulers import DDIM, make_scheduler
+
+Shape = tuple[int, int, int]
+Device = str | torch.device
+Progress = Callable[[int, int], None]
+
+SEED_BITS = 32  # torch's CPU generator reads no more: seeds 3 and 3 + 2**32 would give the same noise
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of trajectories at one step; see the module's docstring."""
+
+    step: int
+    t: int
+    x_t: Tensor
+    eps: Tensor
+    x_prev: Tensor
+
+
+def start_noise(seeds: Sequence[int], shape: Shape) -> Float[Tensor, "b c h w"]:
+    """x_T of every seed, on the CPU."""
+    return _draw(_generators(seeds), shape)
+
+
+def iterate(
+    network: nn.Module,
+    scheduler: DDIM,
+    seeds: Sequence[int],
+    *,
+    shape: Shape,
+    cond: Cond | None = None,
+    device: Device | None = None,
+) -> Iterator[State]:
+    """The steps of one batch of trajectories, all at once in memory; stop early by leaving the loop.
+
+    Args:
+        cond: keyword arguments of the network, a row for each seed.
+        device: where to compute; None is where the network lies.
+    """
+    _check_cond(cond, len(seeds))
+    device = torch.device(device) if device is not None else device_of(network)
+    generators = _generators(seeds)
+    cond = {name: rows.to(device) for name, rows in (cond or {}).items()}
+    x_t = _draw(generators, shape).to(device)
+    for step, t in enumerate(scheduler.times):
+        noise = _draw(generators, shape).to(device) if scheduler.eta > 0 else None
+        with torch.no_grad():  # not around the yield: the caller's code is not ours to switch
+            eps = predict_eps(network, x_t, t, cond)
+            x_prev = scheduler.move(eps, step, x_t, noise)
+        yield State(step, t, x_t, eps, x_prev)
+        x_t = x_prev
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    *,
+    sampler: SamplerConfig | None = None,
+    batch_size: int = 64,
+    cond: Cond | None = None,
+    device: Device | None = None,
+    progress: Progress | None = None,
+    callback: Callable[[slice, State], None] | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Images in [-1, 1] on the CPU, row n from seeds[n].
+
+    Args:
+        sampler: None is the default SamplerConfig.
+        cond: keyword arguments of the network, a row for each seed.
+        device: where to compute; None is where the network lies.
+        progress: called with (images done, images in all), counting the steps of unfinished ones as parts of images.
+        callback: called after every step with the rows of the batch and its State.
+    """
+    parts = sample_batches(
+        pipeline,
+        seeds,
+        sampler=sampler,
+        batch_size=batch_size,
+        cond=cond,
+        device=device,
+        progress=progress,
+        callback=callback,
+    )
+    empty = torch.empty((0, *sample_shape(pipeline)))
+    return torch.cat([empty, *(images for _, images in parts)])
+
+
+def sample_batches(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    *,
+    sampler: SamplerConfig | None = None,
+    batch_size: int = 64,
+    cond: Cond | None = None,
+    device: Device | None = None,
+    progress: Progress | None = None,
+    callback: Callable[[slice, State], None] | None = None,
+) -> Iterator[tuple[slice, Float[Tensor, "b c h w"]]]:
+    """(rows, their images) batch by batch, so that they can be written while the next are drawn; as `sample`."""
+    _check_pixels(pipeline)
+    network, shape = network_of(pipeline), sample_shape(pipeline)
+    scheduler = make_scheduler(pipeline, sampler)
+    total, steps = len(seeds), len(scheduler.times)
+    _check_cond(cond, total)
+    for rows in _batches(total, batch_size):
+        batch_cond = _rows(cond, rows)
+        for state in iterate(network, scheduler, seeds[rows], shape=shape, cond=batch_cond, device=device):
+            if callback is not None:
+                callback(rows, state)
+            if progress is not None:
+                progress(rows.start + (rows.stop - rows.start) * (state.step + 1) // steps, total)
+        yield rows, state.x_prev.clamp(-1, 1).cpu()
+
+
+def record_at(
+    network: nn.Module,
+    scheduler: DDIM,
+    seeds: Sequence[int],
+    steps_of_sample: Int[Tensor, " n"],
+    *,
+    shape: Shape,
+    batch_size: int = 64,
+    cond: Cond | None = None,
+    device: Device | None = None,
+    progress: Progress | None = None,
+) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
+    """(x_t, t) on the CPU: of trajectory n only the sample at its own step, steps_of_sample[n]. Rows as seeds.
+
+    Nothing else is kept: O(N d) memory. Trajectories are batched by step, so that a batch ends at the last step that
+    one of its rows needs: about half the network calls of whole trajectories when the steps are spread evenly.
+
+    Args:
+        progress: called with (network rows computed, network rows in all).
+    """
+    _check_steps_of_sample(steps_of_sample, len(seeds), len(scheduler.times))
+    _check_cond(cond, len(seeds))
+    kept = torch.empty((len(seeds), *shape))
+    order = steps_of_sample.cpu().argsort(stable=True)
+    parts = [order[rows] for rows in _batches(len(seeds), batch_size)]
+    total, done = sum(len(part) * int(steps_of_sample[part[-1]]) for part in parts), 0
+    for part in parts:
+        wanted = steps_of_sample[part].cpu()
+        batch = [seeds[index] for index in part.tolist()]
+        kept[part[wanted == 0]] = start_noise([batch[i] for i in (wanted == 0).nonzero()[:, 0].tolist()], shape)
+        last = int(wanted[-1])
+        if last == 0:
+            continue  # the whole batch is start noise; iterate would call the network for nothing
+        for state in iterate(network, scheduler, batch, shape=shape, cond=_rows(cond, part), device=device):
+            here = wanted == state.step + 1
+            kept[part[here]] = state.x_prev[here.to(state.x_prev.device)].cpu()
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
+            if state.step + 1 == last:
+                break
+    return kept, torch.tensor(scheduler.times)[steps_of_sample.cpu()]
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    for seed in seeds:
+        if not 0 <= seed < 1 << SEED_BITS:
+            raise ConfigError(f"seed {seed}: expected 0 to 2**{SEED_BITS} - 1, the generator reads {SEED_BITS} bits")
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _draw(generators: Sequence[torch.Generator], shape: Shape) -> Tensor:
+    """float32 [B, C, H, W]: one unit normal draw from each generator."""
+    if not generators:
+        return torch.empty((0, *shape))
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def _batches(total: int, size: int) -> list[slice]:
+    """Consecutive runs of up to `size` rows; the remainder is kept."""
+    if size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, got {size}")
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _rows(cond: Cond | None, rows: slice | Tensor) -> Cond | None:
+    return None if cond is None else {name: values[rows] for name, values in cond.items()}
+
+
+def _check_cond(cond: Cond | None, count: int) -> None:
+    for name, values in (cond or {}).items():
+        if values.ndim == 0 or len(values) != count:
+            raise ConfigError(f"cond[{name!r}]: expected a row for each of {count} seeds, got {tuple(values.shape)}")
+
+
+def _check_steps_of_sample(steps: Tensor, count: int, total: int) -> None:
+    if len(steps) != count:
+        raise ConfigError(f"steps_of_sample: expected a step for each of {count} seeds, got {len(steps)}")
+    if count and not 0 <= int(steps.min()) <= int(steps.max()) < total:
+        raise ConfigError(f"steps_of_sample: expected 0 to {total - 1}, got {int(steps.min())} to {int(steps.max())}")
+
+
+def _check_pixels(pipeline: DiffusionPipeline) -> None:
+    for name in ("vae", "vqvae", "movq"):
+        if getattr(pipeline, name, None) is not None:
+            raise ModelError(
+                f"{type(pipeline).__name__} works on the latents of a {name}: only pixel models can be sampled"
+            )

@@ -1,0 +1,16 @@
+"""What all tests share: one thread a process, quiet hubs, patient properties."""
+
+from __future__ import annotations
+
+import os
+
+# Tests run in several processes. More threads than cores would make every small product wait for the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("mezzotint", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("mezzotint")

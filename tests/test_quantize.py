@@ -1,0 +1,183 @@
+"""The whole run on a tiny model: what it promises, whatever the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_pipeline
+from torch import nn
+from torch.testing import assert_close
+
+from mezzotint.calibration.ranges import float_arithmetic
+from mezzotint.config import QuantizeConfig
+from mezzotint.errors import ConfigError, ModelError, ResumeError
+from mezzotint.layers.simulated import SimulatedLayer
+from mezzotint.models.denoiser import example_inputs, network_of, predict_eps
+from mezzotint.progress import NullProgress
+from mezzotint.quantize import Simulation, simulate
+from mezzotint.recipes.registry import RECIPES, make_config
+
+SMALL: dict[str, Any] = {"steps": 6, "calib_size": 10, "pilot_size": 4, "forward_batch": 4}
+
+
+def config(recipe: str = "eda-dm", bits: str = "w4a8", **changes: Any) -> QuantizeConfig:
+    learning = {} if recipe == "nearest" else {"iters": 6, "batch_size": 4}
+    return make_config(recipe, bits, **{**SMALL, **learning, **changes})
+
+
+@pytest.fixture(scope="module")
+def learned() -> Simulation:
+    return simulate(tiny_pipeline(), config(), device="cpu")
+
+
+def eps(network: nn.Module) -> torch.Tensor:
+    x_t, t, *_ = example_inputs(network_of(tiny_pipeline()), batch=2)
+    return predict_eps(network, x_t, t)
+
+
+def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
+    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
+
+
+def test_a_unit_never_ends_above_its_start(learned: Simulation) -> None:
+    units = learned.results["units"]
+    assert len(units) == 18
+    for unit in units:
+        kept = unit["learned_loss"] if unit["kept"] == "learned" else unit["nearest_loss"]
+        assert kept <= unit["nearest_loss"]
+
+
+def test_learning_helps_most_units(learned: Simulation) -> None:
+    assert sum(unit["kept"] == "learned" for unit in learned.results["units"]) > 9
+
+
+def test_selection_is_recorded_and_adds_up(learned: Simulation) -> None:
+    selection = learned.results["selection"]
+    assert sum(selection["counts"]) == 10
+    assert selection["times"] == sorted(set(selection["times"]), reverse=True)
+    assert len(selection["density"]) == len(selection["variety"]) == len(selection["counts"])
+
+
+def test_the_same_seed_gives_the_same_network_and_the_float_model_is_untouched(learned: Simulation) -> None:
+    pipeline = tiny_pipeline()
+    before = {k: v.clone() for k, v in pipeline.unet.state_dict().items()}
+    again = simulate(pipeline, config(), device="cpu")
+    for name, tensor in learned.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name]), name
+    assert all(torch.equal(tensor, before[k]) for k, tensor in pipeline.unet.state_dict().items())
+
+
+def test_simulated_layers_with_their_grids_off_are_the_float_model(learned: Simulation) -> None:
+    with float_arithmetic(learned.network):
+        assert_close(eps(learned.network), eps(network_of(tiny_pipeline())), rtol=1e-4, atol=1e-5)
+
+
+def test_eight_bits_are_close_to_the_float_model() -> None:
+    network = simulate(tiny_pipeline(), config("nearest", "w8a8", calib_size=40), device="cpu").network
+    assert sqnr(eps(network_of(tiny_pipeline())), eps(network)) > 20
+
+
+def test_float_activations_have_no_grids() -> None:
+    simulation = simulate(tiny_pipeline(), config("nearest", "w8a32"), device="cpu")
+    assert all(spec.input is None and spec.kind != "matmul" for spec in simulation.plan.values())
+    assert sqnr(eps(network_of(tiny_pipeline())), eps(simulation.network)) > 30
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+@pytest.mark.parametrize("bits", ["w4a8", "w3a6", "w2a32"])
+def test_every_recipe_runs_at_every_kind_of_bits(recipe: str, bits: str) -> None:
+    changes = {} if recipe == "nearest" else {"iters": 2}
+    assert torch.isfinite(eps(simulate(tiny_pipeline(), config(recipe, bits, **changes), device="cpu").network)).all()
+
+
+def test_edges_are_eight_bit_by_name_and_where_the_released_code_puts_them() -> None:
+    ours = simulate(tiny_pipeline(), config("nearest", "w4a4"), device="cpu").plan
+    assert [ours[n].weight.bits for n in ("conv_in", "conv_out", "time_embedding.linear_1")] == [8, 8, 4]
+    assert [ours[n].input.bits for n in ("conv_in", "conv_out")] == [8, 8]
+    assert ours["mid_block.attentions.0.processor.pv"].input.bits == 8  # softmax
+    assert ours["mid_block.attentions.0.processor.pv"].other.bits == 4
+    theirs = simulate(tiny_pipeline(), config("eda-dm-official", iters=1), device="cpu").plan
+    assert [theirs[n].weight.bits for n in ("conv_in", "conv_out", "time_embedding.linear_1")] == [4, 8, 8]
+    assert theirs["conv_out"].input is None
+
+
+def test_split_shortcuts_have_two_scales(learned: Simulation) -> None:
+    layer = learned.network.get_submodule("up_blocks.1.resnets.0.conv_shortcut")
+    assert isinstance(layer, SimulatedLayer)
+    assert layer.weight_scale.shape[0] == 2
+    assert layer.input_quantizer is not None
+    assert layer.input_quantizer.scale.shape == (2,)
+    assert layer.input_quantizer.scale[0] != layer.input_quantizer.scale[1]
+
+
+def test_memory_setting_changes_nothing_but_memory(learned: Simulation) -> None:
+    tight = simulate(tiny_pipeline(), config(cache_gb=1e-5), device="cpu")
+    for name, tensor in learned.network.state_dict().items():
+        assert_close(tensor, tight.network.state_dict()[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+class _Killer(NullProgress):
+    """Stops the run, as Ctrl-C would, at the third unit."""
+
+    def __init__(self) -> None:
+        self.reports = 0
+
+    def advance(self, n: int = 1, **info: float | str) -> None:
+        self.reports += "unit" in info
+        if self.reports == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, learned: Simulation) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tiny_pipeline(), config(), device="cpu", progress=_Killer(), resume_dir=tmp_path)
+    assert sorted(p.stem for p in tmp_path.glob("unit-*.safetensors")) == ["unit-000", "unit-001"]
+    resumed = simulate(tiny_pipeline(), config(), device="cpu", resume_dir=tmp_path)
+    for name, tensor in learned.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+    with pytest.raises(ResumeError, match="another run"):
+        simulate(tiny_pipeline(seed=1), config(), device="cpu", resume_dir=tmp_path)
+
+
+def test_fisher_weighting_learns_something_else_and_is_recorded(learned: Simulation) -> None:
+    fisher = simulate(tiny_pipeline(), config(block_weighting="fisher"), device="cpu")
+    assert torch.isfinite(eps(fisher.network)).all()
+    assert [u["nearest_loss"] for u in fisher.results["units"]] != [u["nearest_loss"] for u in learned.results["units"]]
+
+
+def test_a_quantized_model_is_not_quantized_again() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.unet.quantization = "anything"
+    with pytest.raises(ModelError, match="quantized already"):
+        simulate(pipeline, config(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"iters": 0}, "reconstruction.iters"),
+        ({"colour": 3}, "no option 'colour'"),
+        ({"eta": 2.0}, "sampler.eta"),
+    ],
+)
+def test_options_out_of_range_are_one_clear_line(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        make_config(**changes)
+
+
+def test_options_without_effect_and_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="has no effect: recipe 'nearest' has no reconstruction"):
+        make_config("nearest", iters=3)
+    with pytest.raises(ConfigError, match="did you mean 'eda-dm'"):
+        make_config("eda-md")
+    with pytest.raises(ConfigError, match="presets are"):
+        make_config(preset="slow")
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_configs_survive_a_round_trip(recipe: str) -> None:
+    made = make_config(recipe, "w4a8")
+    assert QuantizeConfig.model_validate_json(made.model_dump_json()) == made
