@@ -2,9 +2,10 @@
 
     python benchmarks/quality.py --model ddim-emoji --recipes nearest,eda-dm --bits w8a8,w4a8,w4a4 --json quality.json
 
-Every cell calibrates a recipe at a bit setting and draws images from the same seeds as the float model, with the simulated
-network (float arithmetic on grid values: what the integer network computes, up to the last bits of a float32 sum).
-The file is a JSON array with one row a cell; it is rewritten after each, and cells it already holds are not run again.
+Every cell calibrates a recipe at a bit setting and draws images from the same seeds as the float model, with the
+simulated network (float arithmetic on grid values: what the integer network computes, up to the last bits of a
+float32 sum). The file is a JSON array with one row a cell; it is rewritten after each, and cells it already holds are
+not run again.
 
     sqnr_db         mean over ten evenly chosen steps of the float trajectory; both networks get the same x_t
     psnr_pooled_db  one mean squared error over all images, [-1, 1]
@@ -32,7 +33,7 @@ from mezzotint.evaluation.features import basis_for
 from mezzotint.evaluation.steps import eps_sqnr, mean_sqnr, measured_steps
 from mezzotint.loading import load
 from mezzotint.models.denoiser import network_of, sample_shape
-from mezzotint.quantize import simulate, with_network
+from mezzotint.pipeline import simulate, with_network
 from mezzotint.recipes.registry import make_config
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import sample
@@ -72,7 +73,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="sampler steps")
     parser.add_argument("--samples", type=int, default=2048, help="images compared")
     parser.add_argument("--seeds", default="1234", help="seeds of the calibration, comma-separated")
-    parser.add_argument("--set", action="append", default=[], metavar="PART.OPTION=VALUE", help="any option of the config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PART.OPTION=VALUE", help="any option of the config"
+    )
     parser.add_argument("--variant", default="", help="name of this setting in the rows")
     parser.add_argument("--batch-size", type=int, default=512, help="images sampled at once")
     parser.add_argument("--forward-batch", type=int, default=256, help="rows in a calibration forward pass")
@@ -196,8 +199,8 @@ def label(cell: dict[str, Any]) -> str:
 def summary(row: dict[str, Any]) -> str:
     speed = "" if row["ms_per_iteration"] is None else f", {row['ms_per_iteration']:.2f} ms an iteration"
     return (
-        f"{label(row)}: SQNR {row['sqnr_db']:.2f} dB, PSNR pooled {row['psnr_pooled_db']:.2f} mean {row['psnr_mean_db']:.2f} dB, "
-        f"FD {row['fd']:.3f}, {row['seconds']['calibrate']:.0f} s{speed}"
+        f"{label(row)}: SQNR {row['sqnr_db']:.2f} dB, PSNR pooled {row['psnr_pooled_db']:.2f} mean
+        {row['psnr_mean_db']:.2f} dB, " f"FD {row['fd']:.3f}, {row['seconds']['calibrate']:.0f} s{speed}"
     )
 
 

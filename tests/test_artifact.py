@@ -30,7 +30,7 @@ from mezzotint.errors import ArtifactError, ModelError, OutputError
 from mezzotint.loading import load
 from mezzotint.manifest import BaseInfo, parse_manifest, weights_sha256, write_manifest
 from mezzotint.models.denoiser import example_inputs, predict_eps
-from mezzotint.quantize import quantize as run_quantize
+from mezzotint.pipeline import quantize as run_quantize
 from mezzotint.recipes.registry import make_config
 from tiny import tiny_pipeline
 
@@ -141,7 +141,7 @@ def test_no_path_of_this_machine_is_in_an_artifact(saved: Path, tmp_path: Path) 
     """diffusers notes in every part where it was loaded from."""
     tiny_pipeline().save_pretrained(tmp_path / "float")
     floating = load(tmp_path / "float")
-    assert str(tmp_path) in json.dumps(dict(floating.unet.config))
+    assert str(tmp_path) in str(floating.unet.config)
     first = save_quantized(quantize(floating, "w8a8"), tmp_path / "first")
     again = save_quantized(load_quantized(saved), tmp_path / "again")
     for folder, home in ((first, tmp_path), (again, saved.parent)):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_pipeline
 from torch import nn
 from torch.testing import assert_close
 
@@ -16,9 +15,10 @@ from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError, ModelError, ResumeError
 from mezzotint.layers.simulated import SimulatedLayer
 from mezzotint.models.denoiser import example_inputs, network_of, predict_eps
+from mezzotint.pipeline import Simulation, simulate
 from mezzotint.progress import NullProgress
-from mezzotint.quantize import Simulation, simulate
 from mezzotint.recipes.registry import RECIPES, make_config
+from tiny import tiny_pipeline
 
 SMALL: dict[str, Any] = {"steps": 6, "calib_size": 10, "pilot_size": 4, "forward_batch": 4}
 

@@ -5,7 +5,8 @@
     mezzotint.save_quantized(quantized, "emoji-w4a8")
     images = mezzotint.sample(mezzotint.load("emoji-w4a8"), seeds=range(16))
 
-Names are imported when they are first used: `import mezzotint`, and with it `mezzotint --help`, does not wait for torch.
+Names are imported when they are first used: `import mezzotint`, and with it `mezzotint --help`, does not wait for
+torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mezzotint.evaluation.evaluate import evaluate
     from mezzotint.loading import load
     from mezzotint.models.zoo import list_models
-    from mezzotint.quantize import quantize
+    from mezzotint.pipeline import quantize
     from mezzotint.recipes.registry import make_config
     from mezzotint.sampling.config import SamplerConfig
     from mezzotint.sampling.trajectory import sample
@@ -53,7 +54,7 @@ _HOMES = {
     "load": "mezzotint.loading",
     "load_quantized": "mezzotint.artifact",
     "make_config": "mezzotint.recipes.registry",
-    "quantize": "mezzotint.quantize",
+    "quantize": "mezzotint.pipeline",
     "sample": "mezzotint.sampling.trajectory",
     "save_quantized": "mezzotint.artifact",
 }

@@ -60,9 +60,7 @@ def test_one_step_and_constant_scores_are_finite() -> None:
     score = tdac.step_score(tdac.density(single.distance(), 0.0), single.variety(), 1.2)
     assert tdac.largest_remainder(score, 7).tolist() == [7]
     same = features(1).expand(4, -1, -1, -1, -1)
-    constant = tdac.step_score(
-        tdac.density(similarity(same).distance(), 1.0), similarity(same).variety() * 0, 1.2
-    )
+    constant = tdac.step_score(tdac.density(similarity(same).distance(), 1.0), similarity(same).variety() * 0, 1.2)
     assert tdac.largest_remainder(constant, 6).tolist() == [2, 2, 1, 1]
 
 

@@ -105,7 +105,10 @@ def test_bits_are_read() -> None:
     assert str(parse_bits("w3a32")) == "w3a32"
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("int4", "cannot be read"), ("w9a8", "weights take"), ("w4a16", "or 32 for float"), ("w1a8", "2 to 8")])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("int4", "cannot be read"), ("w9a8", "weights take"), ("w4a16", "or 32 for float"), ("w1a8", "2 to 8")],
+)
 def test_unreadable_bits_are_one_clear_line(text: str, complaint: str) -> None:
     with pytest.raises(BitsError, match=complaint):
         parse_bits(text)

@@ -12,7 +12,7 @@ from mezzotint.grid.search import affine_from_range, search_affine, search_symme
 from mezzotint.grid.spec import activation_spec, weight_spec
 
 
-def error(x: torch.Tensor, scale: float, zero_point: int, spec, norm: float = 2.4) -> float:  # noqa: ANN001
+def error(x: torch.Tensor, scale: float, zero_point: int, spec, norm: float = 2.4) -> float:
     grid = torch.tensor([scale]), torch.tensor([zero_point], dtype=torch.int32)
     flat = spec.model_copy(update={"axis": None})
     return float((fake_quantize(x, *grid, flat) - x).abs().pow(norm).mean())

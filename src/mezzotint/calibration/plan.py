@@ -16,10 +16,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from mezzotint.config import QuantizeConfig
 from mezzotint.grid.spec import activation_spec, weight_spec
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.layers.swap import attentions, product_names
-from mezzotint.config import QuantizeConfig
 
 EDGE_BITS = 8
 

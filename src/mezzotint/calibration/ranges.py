@@ -3,8 +3,8 @@
 Weights: per output channel (and input group), symmetric. Activations: per tensor (and channel group), one scale for all
 time steps, from a bounded random sample of each tensor plus its exact extremes.
 
-Differs from the released code, which searches batch by batch and averages (0.1 new + 0.9 old), so that the result depends on
-the order of the batches and remembers about ten of them; `ranges.method = "ema"` does that.
+Differs from the released code, which searches batch by batch and averages (0.1 new + 0.9 old), so that the result
+depends on the order of the batches and remembers about ten of them; `ranges.method = "ema"` does that.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mezzotint.calibration import tdac
+from mezzotint.config import QuantizeConfig, SelectionConfig
 from mezzotint.models.denoiser import mid_feature_module, network_of, sample_shape
 from mezzotint.progress import Progress, as_callback
-from mezzotint.config import QuantizeConfig, SelectionConfig
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import iterate, record_at
 
-# Calibration seeds are the upper half of the 32 bits that a generator reads: they never meet the small seeds people draw
-# and evaluate with.
+# Calibration seeds are the upper half of the 32 bits that a generator reads: they never meet the small seeds people
+# draw and evaluate with.
 FIRST_CALIBRATION_SEED = 1 << 31
 SEEDS_OF_A_RUN = 1 << 20
 
@@ -166,8 +166,8 @@ def pilot_similarity(
 def first_input(module: nn.Module) -> Iterator[list[Tensor]]:
     """A list that receives the first positional input of every call of `module` inside the block.
 
-    Read the first entry after a sampler step, then clear: samplers that call the network twice a step (PLMS at its start)
-    are scored by the first call, the one at the step's own time.
+    Read the first entry after a sampler step, then clear: samplers that call the network twice a step (PLMS at its
+    start) are scored by the first call, the one at the step's own time.
     """
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))

@@ -1,7 +1,7 @@
 """TDAC: how many calibration samples each time step deserves (EDA-DM, section on temporal distribution alignment).
 
-Let F_i (i = 0..T-1) be the mid-block features of step i over a pilot batch, flattened to d entries, and f_i[p] the channel
-vector of pixel p scaled to unit length (P pixels over the whole batch).
+Let F_i (i = 0..T-1) be the mid-block features of step i over a pilot batch, flattened to d entries, and f_i[p] the
+channel vector of pixel p scaled to unit length (P pixels over the whole batch).
 
     d_ij = mean (F_i - F_j)^2                                   squared distance of two steps             (1)
     D_i  = #{ j != i : d_ij <= r }                              density: how many steps look like this    (2)
@@ -11,7 +11,8 @@ vector of pixel p scaled to unit length (P pixels over the whole batch).
 
 Both sums are computed without the T^2 loops of the released code (checked against them in the tests):
 
-- (1) from the Gram matrix of features *centred over the steps*. Without centring, float32 cancellation makes the distance of
+- (1) from the Gram matrix of features *centred over the steps*. Without centring, float32 cancellation makes the
+  distance of
   near-identical steps negative.
 - (3) as (T-1) P - (<g_i, sum_j g_j> - <g_i, g_i>), O(T d).
 
@@ -23,9 +24,10 @@ The pilot is walked batch by batch; only [T, T] and [T] sums are kept between ba
     variety   float64  [T]      pixels (0 = same direction everywhere)
     counts    int64    [T]      samples
 
-Differs from the released code: min-max of a constant score is 0 instead of 0/0, an all-zero score allocates uniformly; the
-radius defaults to a quantile of the off-diagonal d_ij, since an absolute one means nothing on another model; counts are
-rounded by largest remainder (plain rounding sends every sample to an arbitrary run of steps when N << T).
+Differs from the released code: min-max of a constant score is 0 instead of 0/0, an all-zero score allocates
+uniformly; the radius defaults to a quantile of the off-diagonal d_ij, since an absolute one means nothing on another
+model; counts are rounded by largest remainder (plain rounding sends every sample to an arbitrary run of steps when N
+<< T).
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class StepSimilarity:
 
 def _variety(features: Float[Tensor, "t b c *pixels"]) -> Float[Tensor, "t"]:
     units = features / features.norm(dim=2, keepdim=True).clamp_min(COSINE_EPS)
-    steps, batch, channels = features.shape[:3]
+    steps, channels = features.shape[0], features.shape[2]
     pixels = features[0].numel() // channels
     flat = units.flatten(1).double()
     total = flat.sum(dim=0)
@@ -101,9 +103,7 @@ def min_max(values: Float[Tensor, "t"]) -> Float[Tensor, "t"]:
     return torch.zeros_like(values) if high <= low else (values - low) / (high - low)
 
 
-def step_score(
-    density: Float[Tensor, "t"], variety: Float[Tensor, "t"], variety_weight: float
-) -> Float[Tensor, "t"]:
+def step_score(density: Float[Tensor, "t"], variety: Float[Tensor, "t"], variety_weight: float) -> Float[Tensor, "t"]:
     """Equation (4); `variety_weight` is lambda."""
     return min_max(density) + variety_weight * min_max(variety)
 

@@ -113,7 +113,7 @@ def _run(
     model: str, out: Path, config: QuantizeConfig, device: str, *, resume: bool, overwrite: bool, json: bool
 ) -> None:
     from mezzotint.artifact import check_output, read_manifest, save_quantized
-    from mezzotint.quantize import quantize as run
+    from mezzotint.pipeline import quantize as run
 
     check_output(out, overwrite)
     kept = _resume_folder(out, resume=resume, overwrite=overwrite)

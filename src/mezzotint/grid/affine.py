@@ -25,7 +25,9 @@ def expand(parameter: Tensor, x: Tensor, spec: GridSpec) -> Tensor:
     if not spec.groups:
         return parameter.reshape(-1, 1, *trailing)
     runs = [row.expand(size, *row.shape[1:]) for row, size in zip(parameter.split(1), spec.groups, strict=True)]
-    per_channel = torch.cat(runs)  # not repeat_interleave: it would copy the counts to the device, which no CUDA graph takes
+    per_channel = torch.cat(
+        runs
+    )  # not repeat_interleave: it would copy the counts to the device, which no CUDA graph takes
     if spec.axis is None:
         return per_channel.reshape(1, -1, *trailing)
     return per_channel.t().reshape(parameter.shape[1], -1, *trailing)

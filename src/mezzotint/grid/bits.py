@@ -30,5 +30,7 @@ def parse_bits(text: str) -> Bits:
     if not MIN_BITS <= weight <= MAX_BITS:
         raise BitsError(f"bits {text!r}: weights take {MIN_BITS} to {MAX_BITS} bits, got {weight}")
     if activation != FLOAT_BITS and not MIN_BITS <= activation <= MAX_BITS:
-        raise BitsError(f"bits {text!r}: activations take {MIN_BITS} to {MAX_BITS} bits, or 32 for float; got {activation}")
+        raise BitsError(
+            f"bits {text!r}: activations take {MIN_BITS} to {MAX_BITS} bits, or 32 for float; got {activation}"
+        )
     return Bits(weight, None if activation == FLOAT_BITS else activation)

@@ -1,13 +1,14 @@
 """Which range a grid should cover: clip thresholds searched by the L_p error of rounding.
 
-For thresholds c_k = (k / K) max|x|, k = 1..K, the range that minimises mean |x - x_hat|**p is kept, with p = 2.4 and K = 100
-as in the code of EDA-DM (and of Q-Diffusion before it). A symmetric range [-c, c] has scale 2c / (2**bits - 1).
+For thresholds c_k = (k / K) max|x|, k = 1..K, the range that minimises mean |x - x_hat|**p is kept, with p = 2.4 and
+K = 100 as in the code of EDA-DM (and of Q-Diffusion before it). A symmetric range [-c, c] has scale 2c / (2**bits -
+1).
 
 The tensor is walked in chunks, so memory is that of one chunk whatever the number of candidates.
 
-Differs from the paper's code: its asymmetric search tries every pair (width, zero point), 25,600 full passes at 8 bit, and
-is therefore never used there. `search_affine` moves one end of the range at a time, 2 K passes a round: what follows SiLU
-is bounded below by -0.28 and has a long upper tail, so the ends are nearly independent.
+Differs from the paper's code: its asymmetric search tries every pair (width, zero point), 25,600 full passes at 8
+bit, and is therefore never used there. `search_affine` moves one end of the range at a time, 2 K passes a round: what
+follows SiLU is bounded below by -0.28 and has a long upper tail, so the ends are nearly independent.
 """
 
 from __future__ import annotations

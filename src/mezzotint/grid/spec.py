@@ -13,13 +13,15 @@ code of 0.0, so zero is always exact.
     codes       int8      as x          signed grids (weights)
     codes       uint8     as x          unsigned grids (activations)
 
-A *group* is a run of channels along axis 1 with a scale of its own. Groups serve the split shortcut of Q-Diffusion (Li et
-al. 2023, section 4.2): the shortcut convolution of an up block reads [h, skip] whose halves have very different ranges.
-Making the split a property of the grid, rather than a second quantizer, leaves one code path for every layer.
+A *group* is a run of channels along axis 1 with a scale of its own. Groups serve the split shortcut of Q-Diffusion
+(Li et al. 2023, section 4.2): the shortcut convolution of an up block reads [h, skip] whose halves have very
+different ranges. Making the split a property of the grid, rather than a second quantizer, leaves one code path for
+every layer.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -78,7 +80,7 @@ class GridSpec(BaseModel):
         bounds = [0]
         for size in self.groups:
             bounds.append(bounds[-1] + size)
-        return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def weight_spec(bits: int, groups: tuple[int, ...] = ()) -> GridSpec:

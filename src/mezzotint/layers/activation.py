@@ -1,7 +1,7 @@
 """The simulated grid of one activation tensor.
 
-One scale for all time steps, per tensor, as EDA-DM deploys it (one scale for each half of a split shortcut). The scale is set by
-`calibration.ranges`, refined by `reconstruction`; nothing initialises itself in `forward`.
+One scale for all time steps, per tensor, as EDA-DM deploys it (one scale for each half of a split shortcut). The
+scale is set by `calibration.ranges`, refined by `reconstruction`; nothing initialises itself in `forward`.
 """
 
 from __future__ import annotations

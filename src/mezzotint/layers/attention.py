@@ -1,9 +1,9 @@
 """The two products of an attention layer, q k^T and softmax(.) v, as modules that can be quantized.
 
-diffusers keeps the arithmetic of its `Attention` in an exchangeable processor; ours is a module with two children, so the
-products are layers like any other: they have a name, a spec, and a simulated and an integer form.
-Softmax itself stays in float. Quantizing q and k before or after the factor d**-0.5 is the same, since a grid scales with
-its tensor.
+diffusers keeps the arithmetic of its `Attention` in an exchangeable processor; ours is a module with two children, so
+the products are layers like any other: they have a name, a spec, and a simulated and an integer form. Softmax itself
+stays in float. Quantizing q and k before or after the factor d**-0.5 is the same, since a grid scales with its
+tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class QuantizedAttnProcessor(nn.Module):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`; spelled out because diffusers reads a processor's arguments from the signature of `__call__`."""
+        """As `forward`; spelled out because diffusers reads a processor's arguments from this signature."""
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
     def forward(

@@ -2,8 +2,9 @@
 
     y = op(fake_quantize(x), codes * weight_scale) + bias                                                  (1)
 
-They calibrate and learn; `to_integer` turns each into its twin of `integer`, which computes the same numbers from integers.
-A layer keeps the float weight while it can still be learned (`weight`), and the codes it would be deployed with.
+They calibrate and learn; `to_integer` turns each into its twin of `integer`, which computes the same numbers from
+integers. A layer keeps the float weight while it can still be learned (`weight`), and the codes it would be deployed
+with.
 
     name          dtype    shape          meaning
     weight        float32  as the layer   the float model's weight

@@ -1,8 +1,8 @@
 """Exchange of leaf layers: float -> simulated -> integer, by name, from a plan.
 
-A plan is `{module name: LayerSpec}`. Only leaves are exchanged, so no block of a model is ever copied. The products of an
-attention layer have the names `<attention>.processor.qk` and `<attention>.processor.pv`; they appear when the attention's
-processor is exchanged for one that holds them.
+A plan is `{module name: LayerSpec}`. Only leaves are exchanged, so no block of a model is ever copied. The products
+of an attention layer have the names `<attention>.processor.qk` and `<attention>.processor.pv`; they appear when the
+attention's processor is exchanged for one that holds them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ def attentions(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, Attention)]
 
 
+def attention_of(network: nn.Module, name: str) -> Attention:
+    """The attention layer called `name`."""
+    layer = network.get_submodule(name)
+    if not isinstance(layer, Attention):
+        raise TypeError(f"{name}: expected an attention layer, got {type(layer).__name__}")
+    return layer
+
+
 def set_module_(network: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` in the place called `name`."""
     parent, _, leaf = name.rpartition(".")
@@ -47,7 +55,7 @@ def prepare(network: nn.Module, plan: Plan) -> nn.Module:
         qk, pv = product_names(name)
         if qk in plan:
             processor = QuantizedAttnProcessor(FakeQuantMatMul(plan[qk]), FakeQuantMatMul(plan[pv]))
-            simulated.get_submodule(name).set_processor(processor)
+            attention_of(simulated, name).set_processor(processor)
     for name, spec in plan.items():
         if spec.kind == "matmul":
             continue
@@ -82,32 +90,28 @@ def integer_layer(layer: nn.Module) -> nn.Module:
     if not isinstance(layer, SimulatedLayer):
         raise TypeError(f"{type(layer).__name__} has no integer twin")
     quantizer = layer.input_quantizer
-    parts = {
-        "weight_codes": layer.weight_codes,
-        "weight_scale": layer.weight_scale,
-        "bias": None if layer.bias is None else layer.bias.data,
-        "input_scale": None if quantizer is None else quantizer.scale,
-        "input_zero_point": None if quantizer is None else quantizer.zero_point,
-    }
+    parts = (
+        layer.weight_codes,
+        layer.weight_scale,
+        None if layer.bias is None else layer.bias.data,
+        None if quantizer is None else quantizer.scale,
+        None if quantizer is None else quantizer.zero_point,
+    )
     if isinstance(layer, FakeQuantConv2d):
         return IntConv2d.from_parts(
             layer.spec,
-            **parts,
+            *parts,
             stride=layer.stride,
             padding=layer.padding,
             dilation=layer.dilation,
             conv_groups=layer.conv_groups,
         )
-    return IntLinear.from_parts(layer.spec, **parts)
+    return IntLinear.from_parts(layer.spec, *parts)
 
 
 def _without_float_weights(simulated: nn.Module) -> nn.Module:
     """Copy of `simulated` in which the layers about to be exchanged are shared, not copied (their weights are big)."""
-    shared = {
-        id(layer): layer
-        for layer in simulated.modules()
-        if isinstance(layer, SimulatedLayer | FakeQuantMatMul)
-    }
+    shared = {id(layer): layer for layer in simulated.modules() if isinstance(layer, SimulatedLayer | FakeQuantMatMul)}
     return copy.deepcopy(simulated, memo=dict(shared))
 
 
@@ -120,7 +124,7 @@ def empty_integer_network_(network: nn.Module, plan: Plan) -> nn.Module:
         qk, pv = product_names(name)
         if qk in plan:
             processor = QuantizedAttnProcessor(IntMatMul(plan[qk]), IntMatMul(plan[pv]))
-            network.get_submodule(name).set_processor(processor)
+            attention_of(network, name).set_processor(processor)
     for name, spec in plan.items():
         if spec.kind == "matmul":
             continue

@@ -1,11 +1,12 @@
-"""EDA-DM (Liu et al., arXiv 2401.04585): TDAC selects the calibration samples, FBR learns rounding and activation steps.
+"""EDA-DM (Liu et al., arXiv 2401.04585): TDAC selects calibration samples, FBR learns rounding and activation steps.
 
 Defaults follow the paper where it is silent about faults of the released code; deviations, each with its reason:
 
 - activations asymmetric: what follows SiLU is nearly one-sided, a symmetric range wastes almost a bit;
 - conv_in and conv_out are the 8-bit layers, by name (the released code hits the first time-embedding layer);
 - the rounding regulariser of AdaRound is on: without it over half of the soft roundings are undecided when hardened;
-- the density radius is a quantile of the pairwise distances, repeated times are merged, counts are by largest remainder;
+- the density radius is a quantile of the pairwise distances, repeated times are merged, counts are by largest
+  remainder;
 - inner layers of a unit are declared per block type, not taken by registration order;
 - activation steps are learned in log space: they stay positive and one rate fits every layer.
 """

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from mezzotint.errors import ConfigError
 from mezzotint.config import QuantizeConfig, override
+from mezzotint.errors import ConfigError
 from mezzotint.recipes.eda_dm import eda_dm
 from mezzotint.recipes.eda_dm_official import eda_dm_official
 from mezzotint.recipes.nearest import nearest
@@ -26,13 +26,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(
-    recipe: str = "eda-dm", bits: str = "w4a8", preset: str = "default", **changes: Any
-) -> QuantizeConfig:
+def make_config(recipe: str = "eda-dm", bits: str = "w4a8", preset: str = "default", **changes: Any) -> QuantizeConfig:
     """The config of `recipe` at `bits`, spending what `preset` says, with single options changed by their flat names.
 
-    Options of the preset that the recipe lacks (such as iterations of `nearest`) are left out; a *named* option that the
-    recipe lacks raises ConfigError, like an unknown recipe or preset.
+    Options of the preset that the recipe lacks (such as iterations of `nearest`) are left out; a *named* option that
+    the recipe lacks raises ConfigError, like an unknown recipe or preset.
     """
     if recipe not in RECIPES:
         raise ConfigError(f"no recipe {recipe!r}{_suggest(recipe, RECIPES)}; the recipes are {', '.join(RECIPES)}")

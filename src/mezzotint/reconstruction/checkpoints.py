@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the calibration set, the fitted ranges, and every finished unit. A killed run goes on from them.
+"""Checkpoints of a run: calibration set, fitted ranges, every finished unit. A killed run goes on from them.
 
-Everything is safetensors or JSON. A folder belongs to one run: its fingerprint (config, base weights) is written first, and a
-run with another fingerprint is refused. Files appear whole or not at all (written beside, then renamed).
+Everything is safetensors or JSON. A folder belongs to one run: its fingerprint (config, base weights) is written
+first, and a run with another fingerprint is refused. Files appear whole or not at all (written beside, then renamed).
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Checkpoints:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{folder}: cannot keep checkpoints here ({error.strerror}); choose another folder") from error
+            raise OutputError(
+                f"{folder}: cannot keep checkpoints here ({error.strerror}); choose another folder"
+            ) from error
         path = folder / FINGERPRINT
         if path.exists():
             self._check(path, fingerprint)

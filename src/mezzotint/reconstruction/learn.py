@@ -1,15 +1,15 @@
 """The learning loop of one unit.
 
 An iteration draws a batch of rows, mixes the unit's float and quantized inputs element by element (QDrop), runs the
-simulated unit once with hooks on its inner layers, runs the float unit without gradients for the inner layers' targets
-(caching them would not fit for large models), and steps Adam on the rounding variables and the activation steps together;
-both rates fall to zero along a cosine.
+simulated unit once with hooks on its inner layers, runs the float unit without gradients for the inner layers'
+targets (caching them would not fit for large models), and steps Adam on the rounding variables and the activation
+steps together; both rates fall to zero along a cosine.
 
-On a GPU the iteration is captured once and replayed as a CUDA graph: a unit is a few hundred small kernels, and launching
-them one by one takes several times longer than running them.
+On a GPU the iteration is captured once and replayed as a CUDA graph: a unit is a few hundred small kernels, and
+launching them one by one takes several times longer than running them.
 
-Differs from the released code: one quantized forward instead of two, so block and layer losses see the same QDrop masks;
-`separate_layer_pass` restores the second.
+Differs from the released code: one quantized forward instead of two, so block and layer losses see the same QDrop
+masks; `separate_layer_pass` restores the second.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The losses of FBR.
 
-    lp(a, b)  = mean over batch and positions of  sum over features (a - b)^2                                          (1)
-    L         = lp(block) + gamma * sum over inner layers of lp(layer)                                                 (2)
+    lp(a, b)  = mean over batch and positions of  sum over features (a - b)^2                                  (1)
+    L         = lp(block) + gamma * sum over inner layers of lp(layer)                                         (2)
 
-Features are the channels of a picture [B, C, H, W] and the last axis of anything else. Differs from the released code, which
-sums over axis 1 whatever it is: for tokens [B, N, C] that is the token axis, and losses of different layers are then on
-different scales.
+Features are the channels of a picture [B, C, H, W] and the last axis of anything else. Differs from the released
+code, which sums over axis 1 whatever it is: for tokens [B, N, C] that is the token axis, and losses of different
+layers are then on different scales.
 
 With `weight` (Fisher weighting) the squared error of each entry is weighted. For eps-prediction with unit Gaussian
-likelihood the Fisher information of a block's output z is J^T J with J = d eps / d z; its diagonal is E[(J^T v)^2] for
-random signs v (Hutchinson). One draw of v a row estimates it; weights are scaled to mean 1. The paper's abstract speaks of a
-Hessian loss, its code uses plain MSE, so MSE is the default.
+likelihood the Fisher information of a block's output z is J^T J with J = d eps / d z; its diagonal is E[(J^T v)^2]
+for random signs v (Hutchinson). One draw of v a row estimates it; weights are scaled to mean 1. The paper's abstract
+speaks of a Hessian loss, its code uses plain MSE, so MSE is the default.
 """
 
 from __future__ import annotations

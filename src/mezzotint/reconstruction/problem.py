@@ -102,7 +102,8 @@ def pose(unit: Unit, float_walker: Walker, quantized_walker: Walker, store: RowS
         inputs = quantized_call.tensors(rows.stop - rows.start)
         quantized_inputs = quantized_inputs or _allocate(inputs, n_rows, store)
         _write(quantized_inputs, rows, inputs)
-    assert target is not None and call is not None  # a calibration set has at least one row
+    assert target is not None  # a calibration set has at least one row
+    assert call is not None
     problem = UnitProblem(unit, simulated, floating, call, quantized_inputs, float_inputs, target, n_rows)
     problem.layers = {n: m for n, m in simulated.named_modules() if isinstance(m, SimulatedLayer)}
     problem.grids = {n: m for n, m in simulated.named_modules() if isinstance(m, ActivationQuantizer)}

@@ -1,7 +1,7 @@
-"""FBR over a whole network: units in execution order, each against the float network, given everything before it quantized.
+"""FBR over a whole network: units in execution order, each against the float one, given everything before it quantized.
 
-After hardening, a unit keeps the better of learned and nearest rounding by its block loss on all calibration rows, and both
-losses are recorded. Every finished unit is checkpointed.
+After hardening, a unit keeps the better of learned and nearest rounding by its block loss on all calibration rows,
+and both losses are recorded. Every finished unit is checkpointed.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def reconstruct(
     results = []
     progress.start("reconstruct", len(units) * options.iters)
     with RowStore(config.cache_gb, device) as store:
-        walk = {"batch": config.forward_batch, "device": device, "store": store}
-        float_walker = Walker(floating, rows, **walk)
-        quantized_walker = Walker(simulated, rows, **walk)
+        float_walker, quantized_walker = (
+            Walker(network, rows, batch=config.forward_batch, device=device, store=store)
+            for network in (floating, simulated)
+        )
         for index, unit in enumerate(units):
             problem = pose(unit, float_walker, quantized_walker, store)
             saved = checkpoints.load(_name(index))
@@ -112,9 +113,7 @@ def fisher_weights(problem: UnitProblem, float_walker: Walker, seed: int, store:
     weight = store.allocate(tuple(problem.target.tensor.shape))
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
-    for rows, gradient in float_walker.output_gradients(
-        problem.unit.name, lambda eps: random_signs(eps, generator)
-    ):
+    for rows, gradient in float_walker.output_gradients(problem.unit.name, lambda eps: random_signs(eps, generator)):
         squared = gradient.square()
         total += float(squared.mean(dtype=torch.float64)) * (rows.stop - rows.start)
         weight.write(rows, squared)

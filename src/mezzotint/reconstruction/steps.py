@@ -2,12 +2,13 @@
 
     x_hat = s (clamp(round(x / s) + z) - z)
     d x_hat / d x = 1 inside the grid, 0 outside
-    d x_hat / d s = round(x / s) - x / s inside, quant_min - z or quant_max - z outside                                (1)
+    d x_hat / d s = round(x / s) - x / s inside, quant_min - z or quant_max - z outside                        (1)
 
 While learning, each element is left unrounded with probability `drop`. The zero point is fixed.
 
-Differs from the paper's code: s = s_0 exp(theta), so a step is always positive and one learning rate is relative to every
-tensor's own scale. `linear=True` learns s itself with an absolute rate, as released (it can turn negative there).
+Differs from the paper's code: s = s_0 exp(theta), so a step is always positive and one learning rate is relative to
+every tensor's own scale. `linear=True` learns s itself with an absolute rate, as released (it can turn negative
+there).
 """
 
 from __future__ import annotations
@@ -56,7 +57,12 @@ class LearnedStep(nn.Module):
         drop: probability that an element stays unrounded; 0 for evaluation.
     """
 
-    def __init__(self, quantizer: ActivationQuantizer, *, linear: bool, drop: float, generator: torch.Generator) -> None:
+    start: Tensor
+    zero: Tensor
+
+    def __init__(
+        self, quantizer: ActivationQuantizer, *, linear: bool, drop: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.spec = quantizer.spec
         self.linear = linear

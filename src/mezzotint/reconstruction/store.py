@@ -1,7 +1,8 @@
 """Memory of reconstruction: tensors with one row per calibration sample, within a budget.
 
-Rows live on the compute device while the budget lasts, beyond it in memory-mapped temporary files. What is merely convenient
-(`optional=True`: outputs of finished units, which could be computed again) may take half the budget and is never spilled.
+Rows live on the compute device while the budget lasts, beyond it in memory-mapped temporary files. What is merely
+convenient (`optional=True`: outputs of finished units, which could be computed again) may take half the budget and is
+never spilled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Running a network up to one unit, over all calibration rows.
 
-The inputs of unit k depend on units 1..k-1, which do not change any more. Their outputs are remembered while memory allows:
-a remembered unit returns its rows instead of computing, so preparing all units costs about one pass through the network
-instead of one pass per unit (the released code runs the whole prefix twice for each of its 38 to 80 units).
+The inputs of unit k depend on units 1..k-1, which do not change any more. Their outputs are remembered while memory
+allows: a remembered unit returns its rows instead of computing, so preparing all units costs about one pass through
+the network instead of one pass per unit (the released code runs the whole prefix twice for each of its 38 to 80
+units).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Call:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        values: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        values: dict[int | str, Any] = dict(enumerate(args))
+        values.update(kwargs)
         if 0 not in values:  # a unit called by keywords alone: the first is the main input
             first = next(iter(values))
             raise ModelError(f"a unit is called with keyword {first!r} only; its main input must be positional")
@@ -120,7 +122,7 @@ class Walker:
         """Inside the block remembered units return their rows instead of computing."""
         modules = [(self.network.get_submodule(name), kept) for name, kept in self._remembered.items()]
         for module, kept in modules:
-            module.forward = _returning(kept, rows)  # type: ignore[method-assign]
+            module.forward = _returning(kept, rows)
         try:
             yield
         finally:

@@ -1,6 +1,6 @@
 """The main job as a row of verbs: record, select, prepare, fit, reconstruct, to integers.
 
-    record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> to_integer -> save_quantized
+record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> to_integer -> save_quantized
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def simulate(
     progress: Progress | None = None,
     resume_dir: str | Path | None = None,
 ) -> Simulation:
-    """Calibrates a simulated copy of the pipeline's network; the pipeline is left as it was (on the device it was on)."""
+    """Calibrates a simulated copy of the pipeline's network; the pipeline is left as and where it was."""
     progress = progress or NullProgress()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     floating = network_of(pipeline)
@@ -143,9 +143,7 @@ def _simulate(
         rows, selection = _calibration_set(pipeline, config, device, progress, checkpoints, clock)
         inputs = example_inputs(floating)
         units = list_units(floating, *inputs)
-        plan = plan_layers(
-            floating, config, splits=split_shortcuts(floating, *inputs), edges=layers_by_role(floating)
-        )
+        plan = plan_layers(floating, config, splits=split_shortcuts(floating, *inputs), edges=layers_by_role(floating))
         simulated = prepare(floating, plan)
         with clock("fit"):
             _ranges(simulated, rows, config, device, progress, checkpoints)
