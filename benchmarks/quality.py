@@ -199,8 +199,9 @@ def label(cell: dict[str, Any]) -> str:
 def summary(row: dict[str, Any]) -> str:
     speed = "" if row["ms_per_iteration"] is None else f", {row['ms_per_iteration']:.2f} ms an iteration"
     return (
-        f"{label(row)}: SQNR {row['sqnr_db']:.2f} dB, PSNR pooled {row['psnr_pooled_db']:.2f} mean
-        {row['psnr_mean_db']:.2f} dB, " f"FD {row['fd']:.3f}, {row['seconds']['calibrate']:.0f} s{speed}"
+        f"{label(row)}: SQNR {row['sqnr_db']:.2f} dB, "
+        f"PSNR pooled {row['psnr_pooled_db']:.2f} mean {row['psnr_mean_db']:.2f} dB, "
+        f"FD {row['fd']:.3f}, {row['seconds']['calibrate']:.0f} s{speed}"
     )
 
 

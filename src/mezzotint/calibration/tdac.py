@@ -12,8 +12,7 @@ channel vector of pixel p scaled to unit length (P pixels over the whole batch).
 Both sums are computed without the T^2 loops of the released code (checked against them in the tests):
 
 - (1) from the Gram matrix of features *centred over the steps*. Without centring, float32 cancellation makes the
-  distance of
-  near-identical steps negative.
+  distance of near-identical steps negative.
 - (3) as (T-1) P - (<g_i, sum_j g_j> - <g_i, g_i>), O(T d).
 
 The pilot is walked batch by batch; only [T, T] and [T] sums are kept between batches.

@@ -1,7 +1,7 @@
 """Learned rounding of weights (AdaRound, Nagel et al. 2020).
 
-    w_hat = s * clamp(floor(w / s) + h(a), quant_min, quant_max),   h(a) = clamp(1.2 sigmoid(a) - 0.1, 0, 1)          (1)
-    R(beta) = sum 1 - |2 h(a) - 1|**beta                                                                      (2)
+    w_hat = s * clamp(floor(w / s) + h(a), quant_min, quant_max),   h(a) = clamp(1.2 sigmoid(a) - 0.1, 0, 1)    (1)
+    R(beta) = sum 1 - |2 h(a) - 1|**beta    (2)
 
 `a` starts where h(a) = frac(w / s), so that w_hat starts at w. (2) pulls every h to 0 or 1 as beta falls from 20 to 2.
 EDA-DM's released code leaves (2) out; on a trained model over half of the h are then undecided when they are hardened.
