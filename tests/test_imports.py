@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"manifest", *NUMBERS, *DIFFUSION},
     "loading": {"artifact", "models"},
     "recipes": {"config", "calibration", "reconstruction", *NUMBERS, *DIFFUSION},
-    "quantize": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
+    "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }
 ABOVE_ALL = {"top", "cli"}
 

@@ -12,7 +12,7 @@ from mezzotint.manifest import BaseInfo, weights_sha256
 from mezzotint.models.denoiser import network_of
 
 CARD = "README.md"
-CREDITS = "CREDITS.md"
+CREDITS = "LICENSE-ARTWORK.md"
 
 
 def base_info(pipeline: DiffusionPipeline) -> BaseInfo:

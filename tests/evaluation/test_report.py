@@ -137,6 +137,13 @@ def test_units_and_selection_of_the_manifest_are_on_the_page(full: str, manifest
         assert text in page.text
 
 
+def test_pairs_are_named_by_their_seeds(full: str, evaluation: Evaluation) -> None:
+    psnr = evaluation.paired.psnr_images
+    worst = sorted(range(len(psnr)), key=psnr.__getitem__)[:8]
+    shown = [int(seed) for seed in re.findall(r"<span>№ (\d+)</span>", full)]
+    assert shown == [evaluation.seed + row for row in [*range(8), *worst]]
+
+
 def test_missing_parts_are_said(evaluation: Evaluation, image_pair: Images) -> None:
     for manifest in (None, {}, {"results": {}}, {"results": {"selection": None, "units": None}}):
         text = Page(render_report(evaluation, *image_pair, manifest)).text

@@ -126,8 +126,8 @@ def _remember(
     problem: UnitProblem, float_walker: Walker, quantized_walker: Walker, batch: int, store: RowStore
 ) -> None:
     """Hands the unit's outputs to the walkers while memory allows; else frees the target."""
+    quantized_walker.remember(problem.unit.name, problem.output(batch, store))
     if problem.target.on_device and store.used <= store.budget / 2:
         float_walker.remember(problem.unit.name, problem.target)
     else:
         problem.target.release()
-    quantized_walker.remember(problem.unit.name, problem.output(batch, store))
