@@ -39,6 +39,5 @@ def eda_dm_official(bits: str) -> QuantizeConfig:
             rounding_weight=0.0,
             separate_layer_pass=True,
             keep_better=False,
-            cuda_graph=False,
         ),
     )
