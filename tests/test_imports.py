@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"manifest", *NUMBERS, *DIFFUSION},
     "loading": {"artifact", "models"},
     "recipes": {"config", "calibration", "reconstruction", *NUMBERS, *DIFFUSION},
+    "inspection": {"artifact", "calibration", "recipes", *NUMBERS, *DIFFUSION},
     "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }
 ABOVE_ALL = {"top", "cli"}
@@ -123,7 +124,7 @@ def test_public_names_exist_and_are_sorted() -> None:
 
 
 def test_the_main_verbs_are_public() -> None:
-    verbs = {"load", "quantize", "sample", "evaluate", "save_quantized", "load_quantized"}
+    verbs = {"load", "inspect", "quantize", "sample", "evaluate", "save_quantized", "load_quantized"}
     assert verbs <= set(mezzotint.__all__)
     assert all(callable(getattr(mezzotint, verb)) for verb in verbs)
 

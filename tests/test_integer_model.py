@@ -1,9 +1,9 @@
 """The integer model equals the simulated one, up to the order of float32 sums.
 
-Each layer's integer sum is exact, its simulated twin sums the same terms in float32 (relative error about 1e-6, tested
-layer by layer in tests/layers). Where such an error tips a value over the edge between two codes, the next layer sees one
-grid step of difference, 1/255 of its range. So whole networks are compared by SQNR: the disagreement must be far below the
-quantization error itself.
+Each layer's integer sum is exact, its simulated twin sums the same terms in float32 (relative error about 1e-6,
+tested layer by layer in tests/layers). Where such an error tips a value over the edge between two codes, the next
+layer sees one grid step of difference, 1/255 of its range. So whole networks are compared by SQNR: the disagreement
+must be far below the quantization error itself.
 """
 
 from __future__ import annotations

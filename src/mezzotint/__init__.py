@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mezzotint.config import QuantizeConfig
     from mezzotint.errors import MezzotintError
     from mezzotint.evaluation.evaluate import evaluate
+    from mezzotint.inspection import inspect
     from mezzotint.loading import load
     from mezzotint.models.zoo import list_models
     from mezzotint.pipeline import quantize
@@ -35,6 +36,7 @@ __all__ = [
     "SamplerConfig",
     "__version__",
     "evaluate",
+    "inspect",
     "list_models",
     "load",
     "load_quantized",
@@ -50,6 +52,7 @@ _HOMES = {
     "QuantizeConfig": "mezzotint.config",
     "SamplerConfig": "mezzotint.sampling.config",
     "evaluate": "mezzotint.evaluation.evaluate",
+    "inspect": "mezzotint.inspection",
     "list_models": "mezzotint.models.zoo",
     "load": "mezzotint.loading",
     "load_quantized": "mezzotint.artifact",

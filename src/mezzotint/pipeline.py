@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from mezzotint.base import base_info
 from mezzotint.calibration.plan import float_parts, plan_layers
 from mezzotint.calibration.ranges import fit_ranges
-from mezzotint.calibration.selection import (
-    SELECTORS,
-    CalibrationSet,
-    Selection,
-    calibration_seeds,
-    record_calibration_set,
-)
+from mezzotint.calibration.selection import CalibrationSet, calibration_seeds, record_trajectory, select_samples
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ModelError
 from mezzotint.layers.spec import LayerSpec
@@ -164,10 +158,10 @@ def _calibration_set(
     saved, facts = checkpoints.load("calibration"), checkpoints.load_json("calibration")
     if saved is not None and facts is not None:
         return CalibrationSet(saved["x_t"], saved["t"]), facts
-    with clock("select"):
-        selection: Selection = SELECTORS[config.selection.method](pipeline, config, device, progress)
     with clock("record"):
-        rows = record_calibration_set(pipeline, config, selection, device, progress)
+        pilot = record_trajectory(pipeline, config, device, progress)
+    with clock("select"):
+        selection, rows = select_samples(pipeline, config, pilot, device, progress)
     checkpoints.save("calibration", {"x_t": rows.x_t, "t": rows.t}, selection.to_dict())
     return rows, selection.to_dict()
 

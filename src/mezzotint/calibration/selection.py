@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -91,56 +91,97 @@ def scored_steps(times: Sequence[int], merge_repeated: bool) -> list[int]:
     return list(first.values())
 
 
-def select_uniform(
+@dataclass(frozen=True)
+class Pilot:
+    """What the selectors choose from.
+
+    Attributes:
+        steps: sampler steps that can contribute samples.
+        times: their model time steps.
+        similarity: how alike the features of these steps are; None for methods that do not look at features.
+    """
+
+    steps: list[int]
+    times: list[int]
+    similarity: tdac.StepSimilarity | None
+
+
+def record_trajectory(
     pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device, progress: Progress
-) -> Selection:
+) -> Pilot:
+    """The steps of the sampler and, for methods that score them, the similarity of their mid-block features.
+
+    Runs `config.selection.pilot_size` float trajectories; their features live for one batch.
+    """
+    scheduler = make_scheduler(pipeline, config.sampler)
+    steps = scored_steps(scheduler.times, config.selection.merge_repeated)
+    scores = SELECTORS[config.selection.method].looks_at_features
+    similarity = _feature_similarity(pipeline, config, steps, device, progress) if scores else None
+    return Pilot(steps, [scheduler.times[step] for step in steps], similarity)
+
+
+def select_samples(
+    pipeline: DiffusionPipeline, config: QuantizeConfig, pilot: Pilot, device: torch.device, progress: Progress
+) -> tuple[Selection, CalibrationSet]:
+    """How many samples each step gets, and the samples: x_t of each trajectory at the one step assigned to it."""
+    selection = SELECTORS[config.selection.method].select(pilot, config.selection)
+    steps = assign_steps(selection, config.seed)
+    x_t, t = record_at(
+        network_of(pipeline),
+        make_scheduler(pipeline, config.sampler),
+        calibration_seeds(config.seed, len(steps)),
+        steps,
+        shape=sample_shape(pipeline),
+        batch_size=config.forward_batch,
+        device=device,
+        progress=as_callback(progress, "record: calibration set"),
+    )
+    return selection, CalibrationSet(x_t, t)
+
+
+def select_uniform(pilot: Pilot, options: SelectionConfig) -> Selection:
     """As many samples from every distinct time step (Q-Diffusion's rule)."""
-    times = _times(pipeline, config)
-    steps = scored_steps(times, config.selection.merge_repeated)
-    counts = tdac.largest_remainder(torch.ones(len(steps)), config.selection.calib_size)
-    return Selection(steps, [times[s] for s in steps], counts.tolist(), [], [], [], None)
+    counts = tdac.largest_remainder(torch.ones(len(pilot.steps)), options.calib_size)
+    return Selection(pilot.steps, pilot.times, counts.tolist(), [], [], [], None)
 
 
-def select_tdac(
-    pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device, progress: Progress
-) -> Selection:
-    """TDAC: a pilot run scores the steps by density and variety of the mid-block features."""
-    options = config.selection
-    times = _times(pipeline, config)
-    steps = scored_steps(times, options.merge_repeated)
-    similarity = pilot_similarity(pipeline, config, steps, device, progress)
-    distance = similarity.distance()
+def select_tdac(pilot: Pilot, options: SelectionConfig) -> Selection:
+    """TDAC: steps scored by density and variety of the mid-block features."""
+    if pilot.similarity is None:
+        raise ValueError("TDAC needs the features of a pilot run")
+    distance = pilot.similarity.distance()
     radius = options.radius
     if radius is None:
         radius = tdac.choose_radius(distance, options.radius_quantile)
-    density, variety = tdac.density(distance, radius), similarity.variety()
+    density, variety = tdac.density(distance, radius), pilot.similarity.variety()
     score = tdac.step_score(density, variety, options.variety_weight)
-    counts = _allocate(score, options)
+    allocate = tdac.rounded_allocation if options.allocation == "round" else tdac.largest_remainder
+    counts = allocate(score, options.calib_size)
     return Selection(
-        steps, [times[s] for s in steps], counts.tolist(), density.tolist(), variety.tolist(), score.tolist(), radius
+        pilot.steps, pilot.times, counts.tolist(), density.tolist(), variety.tolist(), score.tolist(), radius
     )
 
 
-def _allocate(score: Tensor, options: SelectionConfig) -> Tensor:
-    if options.allocation == "round":
-        return tdac.rounded_allocation(score, options.calib_size)
-    return tdac.largest_remainder(score, options.calib_size)
+class Selector(NamedTuple):
+    """One way to share out the calibration samples."""
+
+    select: Callable[[Pilot, SelectionConfig], Selection]
+    looks_at_features: bool
 
 
-SELECTORS: dict[str, Callable[[DiffusionPipeline, QuantizeConfig, torch.device, Progress], Selection]] = {
-    "tdac": select_tdac,
-    "uniform": select_uniform,
+SELECTORS: dict[str, Selector] = {
+    "tdac": Selector(select_tdac, looks_at_features=True),
+    "uniform": Selector(select_uniform, looks_at_features=False),
 }
 
 
-def pilot_similarity(
+def _feature_similarity(
     pipeline: DiffusionPipeline,
     config: QuantizeConfig,
     steps: Sequence[int],
     device: torch.device,
     progress: Progress,
 ) -> tdac.StepSimilarity:
-    """Feature similarity of the sampler steps over `config.selection.pilot_size` float trajectories."""
     network = network_of(pipeline)
     wanted = set(steps)
     seeds = calibration_seeds(config.seed, config.selection.pilot_size)
@@ -182,29 +223,3 @@ def assign_steps(selection: Selection, seed: int) -> Int[Tensor, "n"]:
     steps = torch.tensor(selection.steps).repeat_interleave(torch.tensor(selection.counts))
     order = torch.randperm(len(steps), generator=torch.Generator().manual_seed(seed))
     return steps[order]
-
-
-def record_calibration_set(
-    pipeline: DiffusionPipeline,
-    config: QuantizeConfig,
-    selection: Selection,
-    device: torch.device,
-    progress: Progress,
-) -> CalibrationSet:
-    """Runs the N float trajectories and keeps x_t of each at its assigned step."""
-    steps = assign_steps(selection, config.seed)
-    x_t, t = record_at(
-        network_of(pipeline),
-        make_scheduler(pipeline, config.sampler),
-        calibration_seeds(config.seed, len(steps)),
-        steps,
-        shape=sample_shape(pipeline),
-        batch_size=config.forward_batch,
-        device=device,
-        progress=as_callback(progress, "record: calibration set"),
-    )
-    return CalibrationSet(x_t, t)
-
-
-def _times(pipeline: DiffusionPipeline, config: QuantizeConfig) -> list[int]:
-    return [int(t) for t in make_scheduler(pipeline, config.sampler).times]

@@ -11,11 +11,7 @@ from mezzotint.cli import inputs, options
 from mezzotint.cli.output import facts, guarded, progress_bars, show, size
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
     from rich.console import Group
-    from torch import nn
-
-    from mezzotint.layers.spec import LayerSpec
 
 
 @guarded
@@ -43,82 +39,10 @@ def inspect(
     place = inputs.find_device(device)
     with progress_bars() as progress:
         pipeline = inputs.load_model(model, place, progress)
-    quantized = hasattr(pipeline.unet, "quantization")
-    result = describe_artifact(pipeline) if quantized else describe_float(pipeline, bits)
+    from mezzotint.inspection import inspect as describe
+
+    result = describe(pipeline, bits=bits)
     show(result, _table(result, model), json)
-
-
-def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """Layers, kernels and totals of a quantized pipeline."""
-    from mezzotint.artifact.skeleton import empty_float_network
-
-    network = pipeline.unet
-    manifest = network.quantization
-    floating = empty_float_network(type(network).__name__, network.config)
-    shapes = _shapes(floating)
-    layers = []
-    for name, spec in manifest.layers.items():
-        report = network.get_submodule(name).kernel_report()
-        layers.append(
-            {"name": name, **_grids(spec), "shape": shapes.get(name), "kernel": report.name, "reason": report.reason}
-        )
-    return {
-        "model": manifest.base.name,
-        "bits": manifest.bits,
-        "recipe": manifest.config.get("recipe"),
-        "layers": layers,
-        "float_modules": manifest.float_modules,
-        "totals": {
-            "layers": dict(Counter(layer["kind"] for layer in layers)),
-            "kernels": dict(Counter(layer["kernel"] for layer in layers)),
-            "bytes": manifest.files["unet/quantized.safetensors"].bytes,
-            "float_bytes": 4 * sum(leaf.numel() for leaf in floating.parameters()),
-        },
-    }
-
-
-def describe_float(pipeline: DiffusionPipeline, bits: str) -> dict[str, Any]:
-    """What quantizing a float pipeline to `bits` would do."""
-    from mezzotint.calibration.plan import float_parts, plan_layers
-    from mezzotint.models.denoiser import example_inputs
-    from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
-    from mezzotint.recipes.registry import make_config
-
-    network = pipeline.unet
-    example = example_inputs(network)
-    units, splits = list_units(network, *example), split_shortcuts(network, *example)
-    config = make_config(bits=bits)
-    plan = plan_layers(network, config, splits=splits, edges=layers_by_role(network))
-    shapes = _shapes(network)
-    layers = [{"name": name, **_grids(spec), "shape": shapes.get(name)} for name, spec in plan.items()]
-    return {
-        "model": str(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
-        "bits": config.bits,
-        "units": [{"name": unit.name, "kind": unit.kind, "inner": unit.inner, "output": unit.output} for unit in units],
-        "split_shortcuts": {name: list(groups) for name, groups in splits.items()},
-        "layers": layers,
-        "float_modules": float_parts(network, plan),
-        "totals": {
-            "layers": dict(Counter(layer["kind"] for layer in layers)),
-            "units": len(units),
-            "float_bytes": sum(leaf.numel() * leaf.element_size() for leaf in network.parameters()),
-        },
-    }
-
-
-def _shapes(network: nn.Module) -> dict[str, list[int]]:
-    """Shape of the weight of every leaf that has one, by module name."""
-    return {
-        name: list(module.weight.shape)
-        for name, module in network.named_modules()
-        if getattr(module, "weight", None) is not None
-    }
-
-
-def _grids(spec: LayerSpec) -> dict[str, Any]:
-    grids = {"weight": spec.weight, "input": spec.input, "other": spec.other}
-    bits = {f"{name}_bits": None if grid is None else grid.bits for name, grid in grids.items()}
-    return {"kind": spec.kind, **bits, "groups": [] if spec.weight is None else list(spec.weight.groups)}
 
 
 def _table(result: dict[str, Any], model: str) -> Group:

@@ -1,0 +1,93 @@
+"""What is in a model: which kernel runs every layer of a quantized one and why, what would become of a float one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from mezzotint.artifact.skeleton import empty_float_network
+from mezzotint.calibration.plan import float_parts, plan_layers
+from mezzotint.layers.spec import LayerSpec
+from mezzotint.models.denoiser import example_inputs, network_of
+from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
+from mezzotint.recipes.registry import make_config
+
+
+def inspect(pipeline: DiffusionPipeline, *, bits: str = "w4a8") -> dict[str, Any]:
+    """Every layer of `pipeline` and totals, as plain data.
+
+    For a quantized pipeline: kind, shape, bits, the kernel that runs on this machine and the reason. For a float one:
+    what quantizing it to `bits` would do, its units and split shortcuts.
+    """
+    if hasattr(network_of(pipeline), "quantization"):
+        return describe_artifact(pipeline)
+    return describe_float(pipeline, bits)
+
+
+def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """Layers, kernels and totals of a quantized pipeline."""
+    network = pipeline.unet
+    manifest = network.quantization
+    floating = empty_float_network(type(network).__name__, network.config)
+    shapes = _shapes(floating)
+    layers = []
+    for name, spec in manifest.layers.items():
+        report = network.get_submodule(name).kernel_report()
+        layers.append(
+            {"name": name, **_grids(spec), "shape": shapes.get(name), "kernel": report.name, "reason": report.reason}
+        )
+    return {
+        "model": manifest.base.name,
+        "bits": manifest.bits,
+        "recipe": manifest.config.get("recipe"),
+        "layers": layers,
+        "float_modules": manifest.float_modules,
+        "totals": {
+            "layers": dict(Counter(layer["kind"] for layer in layers)),
+            "kernels": dict(Counter(layer["kernel"] for layer in layers)),
+            "bytes": manifest.files["unet/quantized.safetensors"].bytes,
+            "float_bytes": 4 * sum(leaf.numel() for leaf in floating.parameters()),
+        },
+    }
+
+
+def describe_float(pipeline: DiffusionPipeline, bits: str) -> dict[str, Any]:
+    """What quantizing a float pipeline to `bits` would do."""
+    network = pipeline.unet
+    example = example_inputs(network)
+    units, splits = list_units(network, *example), split_shortcuts(network, *example)
+    config = make_config(bits=bits)
+    plan = plan_layers(network, config, splits=splits, edges=layers_by_role(network))
+    shapes = _shapes(network)
+    layers = [{"name": name, **_grids(spec), "shape": shapes.get(name)} for name, spec in plan.items()]
+    return {
+        "model": str(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
+        "bits": config.bits,
+        "units": [{"name": unit.name, "kind": unit.kind, "inner": unit.inner, "output": unit.output} for unit in units],
+        "split_shortcuts": {name: list(groups) for name, groups in splits.items()},
+        "layers": layers,
+        "float_modules": float_parts(network, plan),
+        "totals": {
+            "layers": dict(Counter(layer["kind"] for layer in layers)),
+            "units": len(units),
+            "float_bytes": sum(leaf.numel() * leaf.element_size() for leaf in network.parameters()),
+        },
+    }
+
+
+def _shapes(network: nn.Module) -> dict[str, list[int]]:
+    """Shape of the weight of every leaf that has one, by module name."""
+    return {
+        name: list(module.weight.shape)
+        for name, module in network.named_modules()
+        if getattr(module, "weight", None) is not None
+    }
+
+
+def _grids(spec: LayerSpec) -> dict[str, Any]:
+    grids = {"weight": spec.weight, "input": spec.input, "other": spec.other}
+    bits = {f"{name}_bits": None if grid is None else grid.bits for name, grid in grids.items()}
+    return {"kind": spec.kind, **bits, "groups": [] if spec.weight is None else list(spec.weight.groups)}
