@@ -49,7 +49,7 @@ class ReconstructionConfig(_Frozen):
 
     iters: int = Field(1000, ge=1, description="optimiser steps a unit")
     batch_size: int = Field(32, ge=1)
-    rounding_lr: float = Field(0.2, gt=0, description="Adam, for the rounding variables")
+    rounding_lr: float = Field(0.3, gt=0, description="Adam, for the rounding variables")
     step_lr: float = Field(1e-3, gt=0, description="Adam, for the activation steps")
     step_parameter: Literal["log", "linear"] = Field(
         "log", description="'log' keeps steps positive and the rate relative; 'linear' is the released code's"
@@ -109,6 +109,7 @@ FLAT_FIELDS: dict[str, tuple[str, ...]] = {
     "radius": ("selection", "radius"),
     "iters": ("reconstruction", "iters"),
     "batch_size": ("reconstruction", "batch_size"),
+    "rounding_lr": ("reconstruction", "rounding_lr"),
     "layer_weight": ("reconstruction", "layer_weight"),
     "block_weighting": ("reconstruction", "block_weighting"),
     "seed": ("seed",),

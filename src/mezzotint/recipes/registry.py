@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from mezzotint.config import QuantizeConfig, override
+from mezzotint.config import FLAT_FIELDS, QuantizeConfig, override
 from mezzotint.errors import ConfigError
 from mezzotint.recipes.eda_dm import eda_dm
 from mezzotint.recipes.eda_dm_official import eda_dm_official
@@ -20,7 +20,7 @@ RECIPES: dict[str, Callable[[str], QuantizeConfig]] = {
 
 # fast: minutes on two CPU cores. default: minutes on a GPU. paper: what the paper's code spends (CIFAR-10 settings).
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"steps": 20, "calib_size": 96, "pilot_size": 16, "iters": 100, "batch_size": 16},
+    "fast": {"steps": 20, "calib_size": 96, "pilot_size": 16, "iters": 100, "batch_size": 16, "rounding_lr": 0.5},
     "default": {},
     "paper": {"steps": 100, "calib_size": 1024, "iters": 5000, "batch_size": 32},
 }
@@ -39,7 +39,7 @@ def make_config(recipe: str = "eda-dm", bits: str = "w4a8", preset: str = "defau
     config = RECIPES[recipe](bits)
     spending = dict(PRESETS[preset])
     if config.reconstruction is None:
-        spending = {name: value for name, value in spending.items() if name not in ("iters", "batch_size")}
+        spending = {name: value for name, value in spending.items() if FLAT_FIELDS[name][0] != "reconstruction"}
     return override(override(config, **spending), **changes)
 
 
