@@ -8,9 +8,8 @@ attention's processor is exchanged for one that holds them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -49,26 +48,43 @@ def set_module_(network: nn.Module, name: str, module: nn.Module) -> None:
 
 def prepare(network: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the float `network` whose layers named in `plan` are simulated, with scales still to be fitted."""
-    simulated = copy.deepcopy(network)
     device = next(network.parameters()).device
-    for name in attentions(simulated):
+    simulated = _exchange_(copy.deepcopy(network), plan, FakeQuantConv2d, FakeQuantLinear, FakeQuantMatMul)
+    return simulated.to(device).eval()
+
+
+def empty_integer_network_(network: nn.Module, plan: Plan) -> nn.Module:
+    """Exchanges the layers of a float `network` (on the meta device) for empty integer ones, ready to be filled.
+
+    Modifies and returns `network`. Used to load an artifact without any float weights.
+    """
+    return _exchange_(network, plan, IntConv2d.like, IntLinear.like, IntMatMul).eval()
+
+
+def _exchange_(
+    network: nn.Module,
+    plan: Plan,
+    make_conv2d: Callable[[nn.Conv2d, LayerSpec], nn.Module],
+    make_linear: Callable[[nn.Linear, LayerSpec], nn.Module],
+    make_matmul: Callable[[LayerSpec], nn.Module],
+) -> nn.Module:
+    """Puts a new layer in the place of every float layer that `plan` names; modifies and returns `network`."""
+    for name in attentions(network):
         qk, pv = product_names(name)
         if qk in plan:
-            processor = QuantizedAttnProcessor(FakeQuantMatMul(plan[qk]), FakeQuantMatMul(plan[pv]))
-            attention_of(simulated, name).set_processor(processor)
+            processor = QuantizedAttnProcessor(make_matmul(plan[qk]), make_matmul(plan[pv]))
+            attention_of(network, name).set_processor(processor)
     for name, spec in plan.items():
         if spec.kind == "matmul":
             continue
-        layer = simulated.get_submodule(name)
-        made: nn.Module
+        layer = network.get_submodule(name)
         if isinstance(layer, nn.Conv2d) and spec.kind == "conv2d":
-            made = FakeQuantConv2d(layer, spec)
+            set_module_(network, name, make_conv2d(layer, spec))
         elif isinstance(layer, nn.Linear) and spec.kind == "linear":
-            made = FakeQuantLinear(layer, spec)
+            set_module_(network, name, make_linear(layer, spec))
         else:
             raise TypeError(f"{name}: the plan says {spec.kind}, the network has {type(layer).__name__}")
-        set_module_(simulated, name, made)
-    return simulated.to(device).eval()
+    return network
 
 
 def to_integer(simulated: nn.Module) -> nn.Module:
@@ -113,35 +129,3 @@ def _without_float_weights(simulated: nn.Module) -> nn.Module:
     """Copy of `simulated` in which the layers about to be exchanged are shared, not copied (their weights are big)."""
     shared = {id(layer): layer for layer in simulated.modules() if isinstance(layer, SimulatedLayer | FakeQuantMatMul)}
     return copy.deepcopy(simulated, memo=dict(shared))
-
-
-def empty_integer_network_(network: nn.Module, plan: Plan) -> nn.Module:
-    """Exchanges the layers of a float `network` (on the meta device) for empty integer ones, ready to be filled.
-
-    Modifies and returns `network`. Used to load an artifact without any float weights.
-    """
-    for name in attentions(network):
-        qk, pv = product_names(name)
-        if qk in plan:
-            processor = QuantizedAttnProcessor(IntMatMul(plan[qk]), IntMatMul(plan[pv]))
-            attention_of(network, name).set_processor(processor)
-    for name, spec in plan.items():
-        if spec.kind == "matmul":
-            continue
-        layer = network.get_submodule(name)
-        if isinstance(layer, nn.Conv2d):
-            made: nn.Module = IntConv2d.like(layer, spec)
-        elif isinstance(layer, nn.Linear):
-            made = IntLinear.like(layer, spec)
-        else:
-            raise TypeError(f"{name}: the plan says {spec.kind}, the network has {type(layer).__name__}")
-        set_module_(network, name, made)
-    return network.eval()
-
-
-@torch.no_grad()
-def round_to_nearest_(simulated: nn.Module) -> None:
-    """Sets the codes of every simulated layer to the nearest ones."""
-    for layer in simulated.modules():
-        if isinstance(layer, SimulatedLayer):
-            layer.round_to_nearest_()
