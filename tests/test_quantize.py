@@ -52,8 +52,24 @@ def test_a_unit_never_ends_above_its_start(learned: Simulation) -> None:
     units = learned.results["units"]
     assert len(units) == 18
     for unit in units:
-        kept = unit["learned_loss"] if unit["kept"] == "learned" else unit["nearest_loss"]
-        assert kept <= unit["nearest_loss"]
+        assert unit["final_loss"] <= kept_loss(unit) <= unit["nearest_loss"]
+
+
+def kept_loss(unit: dict[str, Any]) -> float:
+    return float(unit["learned_loss"] if unit["kept"] == "learned" else unit["nearest_loss"])
+
+
+def test_bias_correction_lowers_most_losses_and_without_it_nothing_changes(learned: Simulation) -> None:
+    plain = simulate(tiny_pipeline(), uncorrected(), device="cpu")
+    assert all(unit["final_loss"] == kept_loss(unit) for unit in plain.results["units"])
+    assert sum(unit["final_loss"] < kept_loss(unit) for unit in learned.results["units"]) > 12
+
+
+def uncorrected() -> QuantizeConfig:
+    made = config()
+    assert made.reconstruction is not None
+    learning = made.reconstruction.model_copy(update={"bias_correction": False})
+    return made.model_copy(update={"reconstruction": learning})
 
 
 def test_learning_helps_most_units(learned: Simulation) -> None:
@@ -76,9 +92,10 @@ def test_the_same_seed_gives_the_same_network_and_the_float_model_is_untouched(l
     assert all(torch.equal(tensor, before[k]) for k, tensor in pipeline.unet.state_dict().items())
 
 
-def test_simulated_layers_with_their_grids_off_are_the_float_model(learned: Simulation) -> None:
-    with float_arithmetic(learned.network):
-        assert_close(eps(learned.network), eps(network_of(tiny_pipeline())), rtol=1e-4, atol=1e-5)
+def test_simulated_layers_with_their_grids_off_are_the_float_model() -> None:
+    network = simulate(tiny_pipeline(), config("nearest"), device="cpu").network
+    with float_arithmetic(network):
+        assert_close(eps(network), eps(network_of(tiny_pipeline())), rtol=1e-4, atol=1e-5)
 
 
 def test_eight_bits_are_close_to_the_float_model() -> None:

@@ -64,6 +64,22 @@ def quantize(
             rich_help_panel=options.METHOD,
         ),
     ] = None,
+    block_weighting: Annotated[
+        str | None,
+        typer.Option(
+            help="Loss of a unit: plain [b]mse[/b], or weighted by a diagonal [b]fisher[/b] estimate.",
+            show_default="mse",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for the inputs and targets of reconstruction, in GB; beyond it they go to temporary files.",
+            show_default="8",
+            rich_help_panel=options.RUNNING,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same artifact.", min=0, rich_help_panel=options.METHOD)] = 1234,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
@@ -100,6 +116,8 @@ def quantize(
         calib_size=calib_size,
         iters=iters,
         batch_size=batch_size,
+        block_weighting=block_weighting,
+        cache_gb=cache_gb,
         seed=seed,
         steps=steps,
         spacing=inputs.check_spacing(scheduler),

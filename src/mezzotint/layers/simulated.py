@@ -10,6 +10,7 @@ with.
     weight        float32  as the layer   the float model's weight
     weight_codes  int8     as the layer   what (1) uses
     weight_scale  float32  [G, O]         G groups of input channels (split shortcuts), O output channels
+    bias          float32  [O] or None    the float model's, until `reconstruction` corrects it
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class SimulatedLayer(nn.Module):
 
     weight_codes: Tensor
     weight_scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, spec: LayerSpec) -> None:
         super().__init__()
@@ -41,7 +43,7 @@ class SimulatedLayer(nn.Module):
         self.spec = spec
         self.weight_spec = spec.weight
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("weight_codes", torch.zeros_like(self.weight, dtype=spec.weight.dtype))
         self.register_buffer("weight_scale", weight.new_ones(spec.weight.n_groups, weight.shape[0]))
         self.input_quantizer = None if spec.input is None else ActivationQuantizer(spec.input)

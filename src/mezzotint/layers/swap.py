@@ -109,7 +109,7 @@ def integer_layer(layer: nn.Module) -> nn.Module:
     parts = (
         layer.weight_codes,
         layer.weight_scale,
-        None if layer.bias is None else layer.bias.data,
+        layer.bias,
         None if quantizer is None else quantizer.scale,
         None if quantizer is None else quantizer.zero_point,
     )

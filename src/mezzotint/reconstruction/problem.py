@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mezzotint.layers.activation import ActivationQuantizer
 from mezzotint.layers.simulated import SimulatedLayer
 from mezzotint.models.units import Unit
-from mezzotint.reconstruction.losses import lp_loss
+from mezzotint.reconstruction.losses import feature_axis, lp_loss
 from mezzotint.reconstruction.store import RowStore, RowTensor
 from mezzotint.reconstruction.walk import Call, Walker
 
@@ -72,6 +72,17 @@ class UnitProblem:
             loss = lp_loss(self.run(rows), self.target.read(rows), weight)
             total += loss.double() * (rows.stop - rows.start)
         return float(total) / self.n_rows
+
+    @torch.no_grad()
+    def mean_error(self, batch: int) -> Tensor:
+        """Mean over rows and positions of target - output, per feature: float32 [F]."""
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for rows in self.batches(batch):
+            error = self.target.read(rows) - self.run(rows)
+            features = error.movedim(feature_axis(error), 0).flatten(1)
+            total = total.to(error.device) + features.double().sum(dim=1)
+            count += features.shape[1]
+        return (total / count).float()
 
     def batches(self, size: int) -> list[slice]:
         return [slice(a, min(a + size, self.n_rows)) for a in range(0, self.n_rows, size)]

@@ -96,6 +96,8 @@ def _reconstruct_unit(
     keep_nearest = options.keep_better and not learned_loss < nearest_loss  # also when it is not a number
     if keep_nearest:
         load_grid_state_(problem.simulated, nearest)
+    if options.bias_correction:
+        correct_bias_(problem, config.forward_batch)
     return {
         "name": problem.unit.name,
         "kind": problem.unit.kind,
@@ -103,9 +105,26 @@ def _reconstruct_unit(
         "learned_loss": learned_loss,
         "soft_loss": learned.soft_loss,
         "undecided": learned.undecided,
+        "final_loss": problem.block_loss(config.forward_batch),
         "kept": "nearest" if keep_nearest else "learned",
         "seconds": time.perf_counter() - started,
     }
+
+
+@torch.no_grad()
+def correct_bias_(problem: UnitProblem, batch: int) -> None:
+    """Adds the unit's mean error, per channel, to the bias of its output layer, if that lowers the block loss.
+
+    It does not where the layer's output is scaled or normalised before it leaves the unit, or has another width.
+    """
+    layer = problem.layers.get(problem.unit.output[0])
+    error = problem.mean_error(batch)
+    if layer is None or layer.bias is None or layer.bias.shape != error.shape:
+        return
+    before, loss = layer.bias.clone(), problem.block_loss(batch)
+    layer.bias += error
+    if not problem.block_loss(batch) < loss:
+        layer.bias.copy_(before)
 
 
 def fisher_weights(problem: UnitProblem, float_walker: Walker, seed: int, store: RowStore) -> RowTensor:
