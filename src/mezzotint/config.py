@@ -68,7 +68,7 @@ class ReconstructionConfig(_Frozen):
     separate_layer_pass: bool = Field(False, description="a second quantized forward for the layer losses, as released")
     keep_better: bool = Field(True, description="a unit falls back to nearest rounding where learning did not help")
     bias_correction: bool = Field(
-        True, description="take each unit's mean error per channel off its output layer's bias; False as released"
+        False, description="take each unit's mean error per channel off its output layer's bias"
     )
     cuda_graph: bool = Field(True, description="replay the training step as a CUDA graph (GPU only)")
 

@@ -8,8 +8,6 @@ Defaults follow the paper where it is silent about faults of the released code; 
 - the density radius is a quantile of the pairwise distances, repeated times are merged, counts are by largest
   remainder;
 - inner layers of a unit are declared per block type, not taken by registration order;
-- the mean error of a unit, per channel, is taken off the bias of its output layer (bias correction, Nagel et al. 2019):
-  an error with the same sign everywhere adds up over the sampler's steps to a tint of the whole picture;
 - activation steps are learned in log space: they stay positive and one rate fits every layer.
 """
 

@@ -4,7 +4,7 @@ From the description of the released code: symmetric ranges for activations too 
 and averaged; absolute density radius 3.0, plain rounding of the counts, repeated times counted; the first
 *registered* weight (a time-embedding layer) and conv_out's weight at 8 bit, conv_out's input float; no rounding
 regulariser; learning rates 0.5 / 5e-4 at 4-bit and 5e-2 / 1e-3 at 8-bit weights; the last registered layer of a unit
-left out of the layer loss; layer losses from a second quantized forward with new QDrop masks; biases untouched;
+left out of the layer loss; layer losses from a second quantized forward with new QDrop masks;
 learned rounding kept even where it lost.
 """
 
@@ -39,6 +39,5 @@ def eda_dm_official(bits: str) -> QuantizeConfig:
             rounding_weight=0.0,
             separate_layer_pass=True,
             keep_better=False,
-            bias_correction=False,
         ),
     )
