@@ -20,7 +20,7 @@ RECIPES: dict[str, Callable[[str], QuantizeConfig]] = {
 
 # fast: minutes on two CPU cores. default: minutes on a GPU. paper: what the paper's code spends (CIFAR-10 settings).
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"steps": 20, "calib_size": 96, "pilot_size": 16, "iters": 100, "batch_size": 16, "rounding_lr": 0.5},
+    "fast": {"steps": 20, "calib_size": 256, "pilot_size": 16, "iters": 100, "batch_size": 16, "rounding_lr": 0.5},
     "default": {},
     "paper": {"steps": 100, "calib_size": 1024, "iters": 5000, "batch_size": 32},
 }
