@@ -88,6 +88,9 @@ class QuantizeConfig(_Frozen):
     selection: SelectionConfig = SelectionConfig()
     ranges: RangeConfig = RangeConfig()
     reconstruction: ReconstructionConfig | None = ReconstructionConfig()
+    drift_trajectories: int = Field(
+        128, ge=0, description="float trajectories whose mean error of eps is taken off conv_out's bias; 0 is off"
+    )
     seed: int = Field(1234, ge=0)
     forward_batch: int = Field(64, ge=1, description="rows in a forward pass of the whole network")
     cache_gb: float = Field(8.0, gt=0, description="memory for the caches of reconstruction; beyond it they go to disk")
@@ -115,6 +118,7 @@ FLAT_FIELDS: dict[str, tuple[str, ...]] = {
     "rounding_lr": ("reconstruction", "rounding_lr"),
     "layer_weight": ("reconstruction", "layer_weight"),
     "block_weighting": ("reconstruction", "block_weighting"),
+    "drift_trajectories": ("drift_trajectories",),
     "seed": ("seed",),
     "forward_batch": ("forward_batch",),
     "cache_gb": ("cache_gb",),

@@ -1,6 +1,7 @@
 """The main job as a row of verbs: record, select, prepare, fit, reconstruct, to integers.
 
-record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> to_integer -> save_quantized
+record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> correct_output -> to_integer
+    -> save_quantized
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
 from mezzotint.progress import NullProgress, Progress
 from mezzotint.recipes.registry import make_config
 from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_grid_state_
+from mezzotint.reconstruction.drift import correct_output_
 from mezzotint.reconstruction.reconstruct import reconstruct
 
 
@@ -143,7 +145,10 @@ def _simulate(
             _ranges(simulated, rows, config, device, progress, checkpoints)
     with clock("reconstruct"):
         unit_results = reconstruct(floating, simulated, rows, units, config, device, progress, checkpoints)
-    results = {"selection": selection, "units": unit_results, "seconds": clock.seconds}
+    results: dict[str, Any] = {"selection": selection, "units": unit_results, "seconds": clock.seconds}
+    if config.drift_trajectories:
+        with clock("correct"):
+            results["output_correction"] = correct_output_(pipeline, simulated, config, device, progress)
     return Simulation(simulated, plan, results)
 
 

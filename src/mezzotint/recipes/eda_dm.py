@@ -8,7 +8,9 @@ Defaults follow the paper where it is silent about faults of the released code; 
 - the density radius is a quantile of the pairwise distances, repeated times are merged, counts are by largest
   remainder;
 - inner layers of a unit are declared per block type, not taken by registration order;
-- activation steps are learned in log space: they stay positive and one rate fits every layer.
+- activation steps are learned in log space: they stay positive and one rate fits every layer;
+- conv_out's bias takes up the mean error of eps that the sampler would pile up (`reconstruction.drift`); not in the
+  paper, `drift_trajectories=0` leaves it out.
 """
 
 from __future__ import annotations

@@ -40,4 +40,5 @@ def eda_dm_official(bits: str) -> QuantizeConfig:
             separate_layer_pass=True,
             keep_better=False,
         ),
+        drift_trajectories=0,
     )

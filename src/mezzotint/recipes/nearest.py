@@ -11,4 +11,10 @@ from mezzotint.config import QuantizeConfig, SelectionConfig
 
 def nearest(bits: str) -> QuantizeConfig:
     """Config of round-to-nearest at `bits`."""
-    return QuantizeConfig(recipe="nearest", bits=bits, selection=SelectionConfig(method="uniform"), reconstruction=None)
+    return QuantizeConfig(
+        recipe="nearest",
+        bits=bits,
+        selection=SelectionConfig(method="uniform"),
+        reconstruction=None,
+        drift_trajectories=0,
+    )

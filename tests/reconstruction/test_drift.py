@@ -1,0 +1,77 @@
+"""Output correction: what it promises about the mean error that a sampler piles up."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from mezzotint.config import QuantizeConfig
+from mezzotint.errors import ConfigError
+from mezzotint.models.denoiser import network_of
+from mezzotint.pipeline import simulate
+from mezzotint.progress import NullProgress
+from mezzotint.recipes.registry import RECIPES, make_config
+from mezzotint.reconstruction.drift import correct_output_, drift_weights, mean_errors
+from mezzotint.sampling.schedulers import make_scheduler
+from tiny import tiny_pipeline
+
+CPU = torch.device("cpu")
+SMALL = {"steps": 6, "calib_size": 4, "pilot_size": 2, "forward_batch": 3, "drift_trajectories": 5}
+
+
+def config() -> QuantizeConfig:
+    return make_config("eda-dm", "w4a8", **SMALL)
+
+
+def weighted_error(network: nn.Module) -> Tensor:
+    pipeline = tiny_pipeline()
+    scheduler = make_scheduler(pipeline, config().sampler)
+    errors = mean_errors(pipeline, network, scheduler, config(), CPU, NullProgress())
+    return (drift_weights(scheduler)[:, None] * errors).sum(0)
+
+
+def test_the_weights_telescope_and_standing_steps_have_none() -> None:
+    scheduler = make_scheduler(tiny_pipeline(), 100)
+    weights = drift_weights(scheduler)
+    alpha = scheduler.alphas_cumprod.double()[scheduler.times[0]]
+    assert_close(weights.sum(), ((1 - alpha) / alpha).sqrt())
+    still = torch.tensor([here == after for here, after in zip(scheduler.times, scheduler.times[1:], strict=False)])
+    assert still.any()
+    assert bool((weights[:-1][still] == 0).all())
+    assert bool((weights[:-1][~still] > 0).all())
+
+
+def test_a_constant_error_is_taken_off_exactly() -> None:
+    pipeline = tiny_pipeline()
+    shifted = copy.deepcopy(network_of(pipeline))
+    shifted.conv_out.bias += torch.tensor([0.01, -0.02, 0.03])  # type: ignore[union-attr, operator]
+    found = correct_output_(pipeline, shifted, config(), CPU, NullProgress())
+    assert_close(torch.tensor(found["bias"]), torch.tensor([0.01, -0.02, 0.03]), atol=1e-6, rtol=0)
+    assert_close(shifted.conv_out.bias, network_of(pipeline).conv_out.bias, atol=1e-6, rtol=0)  # type: ignore[union-attr, arg-type]
+
+
+def test_the_drift_of_a_calibrated_network_vanishes() -> None:
+    settings = {**SMALL, "iters": 2, "batch_size": 2}
+    plain = simulate(tiny_pipeline(), make_config(**{**settings, "drift_trajectories": 0}), device="cpu")
+    corrected = simulate(tiny_pipeline(), make_config(**settings), device="cpu")
+    before, after = weighted_error(plain.network), weighted_error(corrected.network)
+    assert_close(before, -torch.tensor(corrected.results["output_correction"]["drift"], dtype=torch.float64))
+    assert float(after.abs().max()) < 1e-3 * float(before.abs().max())
+    assert "output_correction" not in plain.results
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_only_our_recipe_corrects(recipe: str) -> None:
+    assert (RECIPES[recipe]("w4a8").drift_trajectories > 0) == (recipe == "eda-dm")
+
+
+def test_a_network_without_that_bias_is_told_so() -> None:
+    pipeline = tiny_pipeline()
+    bare = copy.deepcopy(network_of(pipeline))
+    bare.conv_out.bias = None  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="drift_trajectories: conv_out of this network has no bias"):
+        correct_output_(pipeline, bare, config(), CPU, NullProgress())
