@@ -1,17 +1,25 @@
 """Quality of quantized models against their float model, cell by cell: the table of the README.
 
     python benchmarks/quality.py --model ddim-emoji --recipes nearest,eda-dm --bits w8a8,w4a8,w4a4 --json quality.json
+    python benchmarks/quality.py --model sd-text --bits w8a8,w4a8 --samples 512 --batch-size 64 --json sd-text.json
+
+Any model will do, of the zoo or of one's own. It is calibrated and drawn with the sampler of its family (steps,
+guidance, PLMS or DDIM: `mezzotint.sampling.defaults`) unless an option says otherwise; prompts and classes are of the
+evaluation split, image n the same in every cell.
 
 Every cell calibrates a recipe at a bit setting and draws images from the same seeds as the float model, with the
 simulated network (float arithmetic on grid values: what the integer network computes, up to the last bits of a
 float32 sum). The file is a JSON array with one row a cell; it is rewritten after each, and cells it already holds are
 not run again.
 
-    sqnr_db         mean over ten evenly chosen steps of the float trajectory; both networks get the same x_t
+    sqnr_db         mean over ten evenly chosen steps of the float trajectory; both networks get the same rows: x_t, and
+                    with guidance x_t with and without its condition
     psnr_pooled_db  one mean squared error over all images, [-1, 1]
     psnr_mean_db    mean over images of each image's PSNR
     fd              Frechet distance to the float model's images in 64 PCA coordinates of the training images and 3x8x8
-                    pooled pixels
+                    pooled pixels, of the images averaged down to 32x32 where they are larger
+    fd_train        the same to the training images, where the model ships their statistics; fd_train_float is what the
+                    float model's images have
 """
 
 from __future__ import annotations
@@ -29,10 +37,13 @@ from diffusers import DiffusionPipeline
 from mezzotint.config import QuantizeConfig, validated
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.evaluate import compare_pairs, compare_sets
-from mezzotint.evaluation.features import basis_for
+from mezzotint.evaluation.features import basis_for, train_statistics
 from mezzotint.evaluation.steps import eps_sqnr, mean_sqnr, measured_steps
 from mezzotint.loading import load
+from mezzotint.models.conditioning import condition_inputs, encode_conditions
+from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import network_of, sample_shape
+from mezzotint.models.families import family_of, model_folder
 from mezzotint.pipeline import simulate, with_network
 from mezzotint.recipes.registry import make_config
 from mezzotint.sampling.schedulers import make_scheduler
@@ -46,18 +57,20 @@ def main() -> None:
     options = arguments()
     rows: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
     pipeline = load(options.model)
-    network_of(pipeline).to(options.device)
+    pipeline.to(options.device)
+    conditions = encode_conditions(pipeline, condition_inputs(pipeline, "evaluation", options.samples))
     references: dict[str, torch.Tensor] = {}
-    for cell in cells(options):
+    for cell in cells(pipeline, options):
         if any(all(row[k] == cell[k] for k in KEY) for row in rows):
             print(f"{label(cell)}: in {options.json} already", flush=True)
             continue
-        config = make_config(cell["recipe"], cell["bits"], options.preset, **changes(cell, options))
+        family = family_of(pipeline)
+        config = make_config(cell["recipe"], cell["bits"], options.preset, family=family, **changes(cell, options))
         config = with_settings(config, options.set)
         sampler_key = config.sampler.model_dump_json()
         if sampler_key not in references:
-            references[sampler_key] = images_of(pipeline, config, options)
-        rows.append({**cell, **measure(pipeline, config, references[sampler_key], options)})
+            references[sampler_key] = images_of(pipeline, config, conditions, options)
+        rows.append({**cell, **measure(pipeline, config, references[sampler_key], conditions, options)})
         write(rows, options.json)
         print(summary(rows[-1]), flush=True)
 
@@ -70,7 +83,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--iters", type=int, help="iterations a unit (default: the recipe's)")
     parser.add_argument("--calib-size", type=int, help="calibration samples (default: the recipe's)")
-    parser.add_argument("--steps", type=int, help="sampler steps")
+    parser.add_argument("--steps", type=int, help="sampler steps (default: the family's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the family's)")
     parser.add_argument("--samples", type=int, default=2048, help="images compared")
     parser.add_argument("--seeds", default="1234", help="seeds of the calibration, comma-separated")
     parser.add_argument(
@@ -84,12 +98,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
+def cells(pipeline: DiffusionPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for seed in options.seeds.split(","):
         for bits in options.bits.split(","):
             for recipe in options.recipes.split(","):
-                config = make_config(recipe, bits, options.preset)
+                config = make_config(recipe, bits, options.preset, family=family_of(pipeline))
                 iters = (options.iters or config.reconstruction.iters) if config.reconstruction else 0
                 found.append(
                     {
@@ -111,6 +125,7 @@ def changes(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
         "calib_size": cell["calib_size"],
         "seed": cell["seed"],
         "steps": options.steps,
+        "guidance_scale": options.guidance,
         "forward_batch": options.forward_batch,
         "cache_gb": 40.0 if options.device == "cuda" else None,
     }
@@ -135,36 +150,46 @@ def with_settings(config: QuantizeConfig, settings: list[str]) -> QuantizeConfig
     return validated(data)
 
 
-def images_of(pipeline: DiffusionPipeline, config: QuantizeConfig, options: argparse.Namespace) -> torch.Tensor:
+def images_of(
+    pipeline: DiffusionPipeline, config: QuantizeConfig, conditions: Conditions | None, options: argparse.Namespace
+) -> torch.Tensor:
     return sample(
         pipeline,
         list(range(options.samples)),
         sampler=config.sampler,
         batch_size=options.batch_size,
+        conditions=conditions,
         device=options.device,
     )
 
 
 def measure(
-    pipeline: DiffusionPipeline, config: QuantizeConfig, reference: torch.Tensor, options: argparse.Namespace
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    reference: torch.Tensor,
+    conditions: Conditions | None,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One cell's figures."""
     started = time.perf_counter()
     simulation = simulate(pipeline, config, device=options.device)
     calibrated = time.perf_counter()
     quantized = with_network(pipeline, simulation.network)
-    images = images_of(quantized, config, options)
+    images = images_of(quantized, config, conditions, options)
+    trajectories = range(min(SQNR_TRAJECTORIES, options.samples))
     steps = eps_sqnr(
         network_of(pipeline),
         simulation.network,
         make_scheduler(pipeline, config.sampler),
-        range(SQNR_TRAJECTORIES),
+        trajectories,
         shape=sample_shape(pipeline),
         steps=measured_steps(config.sampler.steps),
-        batch_size=SQNR_TRAJECTORIES,
+        batch_size=min(SQNR_TRAJECTORIES, options.batch_size),
+        conditions=None if conditions is None else conditions.rows(slice(0, len(trajectories))),
+        guidance_scale=config.sampler.guidance_scale,
     )
-    pairs = compare_pairs(reference, images)
-    distance = compare_sets(reference, images, basis_for(pipeline.name_or_path, reference))
+    pairs, folder = compare_pairs(reference, images), model_folder(pipeline)
+    distance = compare_sets(reference, images, basis_for(folder, reference), train=train_statistics(folder))
     units = simulation.results["units"]
     learning = sum(unit["seconds"] for unit in units)
     return {
@@ -175,6 +200,8 @@ def measure(
         "ssim": None if pairs.ssim is None else pairs.ssim.value,
         "fd": distance.fd.value,
         "fd_interval": [distance.fd.low, distance.fd.high],
+        "fd_train": None if distance.train is None else distance.train.quantized_fd,
+        "fd_train_float": None if distance.train is None else distance.train.float_fd,
         "features": distance.features,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
         "seconds": {**simulation.results["seconds"], "calibrate": calibrated - started},
@@ -198,10 +225,11 @@ def label(cell: dict[str, Any]) -> str:
 
 def summary(row: dict[str, Any]) -> str:
     speed = "" if row["ms_per_iteration"] is None else f", {row['ms_per_iteration']:.2f} ms an iteration"
+    trained = "" if row["fd_train"] is None else f", to training {row['fd_train']:.3f} ({row['fd_train_float']:.3f})"
     return (
         f"{label(row)}: SQNR {row['sqnr_db']:.2f} dB, "
         f"PSNR pooled {row['psnr_pooled_db']:.2f} mean {row['psnr_mean_db']:.2f} dB, "
-        f"FD {row['fd']:.3f}, {row['seconds']['calibrate']:.0f} s{speed}"
+        f"FD {row['fd']:.3f}{trained}, {row['seconds']['calibrate']:.0f} s{speed}"
     )
 
 

@@ -42,8 +42,8 @@ COMMANDS = ["quantize", "sample", "compare", "inspect", "zoo"]
 def two_clip_thresholds() -> Iterator[None]:
     """Ranges are found among 2 clip thresholds, not 100: a run on the tiny model takes a second."""
 
-    def quick(recipe: Callable[[str], QuantizeConfig], bits: str) -> QuantizeConfig:
-        config = recipe(bits)
+    def quick(recipe: Callable[..., QuantizeConfig], *words: str) -> QuantizeConfig:
+        config = recipe(*words)
         return config.model_copy(update={"ranges": config.ranges.model_copy(update={"candidates": 2})})
 
     with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +132,7 @@ def test_flags_mean_the_same_everywhere() -> None:
         )
         flags[command] = {word for word in done.stdout.split() if word.startswith("--")}
     everywhere = {"--device", "--json", "--debug"}
-    drawing = {"--steps", "--scheduler", "--eta", "--batch-size", "--overwrite", "--out"}
+    drawing = {"--steps", "--scheduler", "--spacing", "--eta", "--guidance", "--batch-size", "--overwrite", "--out"}
     assert all(everywhere <= found for found in flags.values())
     assert all(drawing <= flags[command] for command in ("quantize", "sample", "compare"))
     assert {"--recipe", "--preset", "--calib-size", "--iters", "--seed", "--resume", "--bits"} <= flags["quantize"]
@@ -236,6 +236,18 @@ BAD = {
     "preset": (["quantize", "MODEL", "--preset", "slow"], "no preset 'slow'"),
     "dead option": (["quantize", "MODEL", "--recipe", "nearest", "--iters", "5"], "iters has no effect"),
     "scheduler": (["sample", "MODEL", "--scheduler", "euler"], "--scheduler: there is no 'euler'"),
+    "scheduler of old": (
+        ["sample", "MODEL", "--scheduler", "uniform"],
+        "the spacing of the steps is --spacing uniform",
+    ),
+    "spacing": (["sample", "MODEL", "--spacing", "cubic"], "--spacing: there is no 'cubic'"),
+    "plms": (["sample", "MODEL", "--scheduler", "plms", "--eta", "1"], "plms adds no noise: choose eta 0, not 1"),
+    "prompt of none": (["sample", "MODEL", "--prompt", "an ant"], "--prompt: DDIMPipeline is unconditional"),
+    "labels of none": (["compare", "MODEL", "ARTIFACT", "--labels", "1"], "--labels: DDIMPipeline is unconditional"),
+    "guidance of none": (["sample", "MODEL", "--guidance", "2"], "--guidance: DDIMPipeline is unconditional"),
+    "two prompts": (["sample", "MODEL", "--prompt", "a", "--labels", "1"], "--prompt and --labels: give one of them"),
+    "labels": (["sample", "MODEL", "--labels", "a"], "--labels 'a' cannot be read at 'a'"),
+    "no prompts": (["sample", "MODEL", "--prompts", "nowhere.txt"], "nowhere.txt: prompts cannot be read from it"),
     "eta": (["sample", "MODEL", "--eta", "2"], "--eta"),
     "steps": (["sample", "MODEL", "--steps", "0"], "Invalid value for '--steps'"),
     "seeds": (["sample", "MODEL", "--seeds", "a..b"], "--seeds 'a..b' cannot be read at 'a..b'"),

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"manifest", *NUMBERS, *DIFFUSION},
     "loading": {"artifact", "models"},
     "recipes": {"config", "calibration", "reconstruction", *NUMBERS, *DIFFUSION},
-    "inspection": {"artifact", "calibration", "recipes", *NUMBERS, *DIFFUSION},
+    "inspection": {"artifact", "calibration", "manifest", "recipes", *NUMBERS, *DIFFUSION},
     "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }
 ABOVE_ALL = {"top", "cli"}

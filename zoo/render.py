@@ -117,6 +117,7 @@ def main(
     artwork: Annotated[Path, typer.Option(help="Folder that zoo/fetch.py filled.")] = DATA / "artwork",
     out: Annotated[Path, typer.Option(help="Folder for the npz, the json and a contact sheet.")] = DATA,
     skin_tones: Annotated[bool, typer.Option("--skin-tones", help="Keep the skin-tone variants.")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="Only this emoji group; repeatable. Default: all.")] = None,
 ) -> None:
     """Render every emoji set at one size."""
     groups = read_groups(artwork)
@@ -124,6 +125,7 @@ def main(
     dropped: Counter[str] = Counter()
     for source in SOURCES:
         icons = read_icons(source, artwork, skin_tones=skin_tones)
+        icons = [icon for icon in icons if not group or groups.get(icon[0], "Other") in group]
         with ThreadPoolExecutor() as pool:
             pixels = pool.map(lambda icon: rasterize(icon[1], size), icons)
             for (name, _), image in tqdm(zip(icons, pixels, strict=True), desc=source.key, total=len(icons)):

@@ -85,20 +85,30 @@ class QuantizeConfig(_Frozen):
     )
     softmax_bits: int = Field(8, ge=2, le=8)
     sampler: SamplerConfig = SamplerConfig()
+    conditions: tuple[str, ...] | tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="prompts or class labels that calibrate; None: the calibration half of those beside the model",
+    )
     selection: SelectionConfig = SelectionConfig()
     ranges: RangeConfig = RangeConfig()
     reconstruction: ReconstructionConfig | None = ReconstructionConfig()
     drift_trajectories: int = Field(
         128, ge=0, description="float trajectories whose mean error of eps is taken off conv_out's bias; 0 is off"
     )
+    vae_bits: str | None = Field(None, description="bits of the first stage, such as w8a8; None leaves it float")
+    text_encoder_bits: str | None = Field(None, description="bits of the text encoder; None leaves it float")
     seed: int = Field(1234, ge=0)
     forward_batch: int = Field(64, ge=1, description="rows in a forward pass of the whole network")
     cache_gb: float = Field(8.0, gt=0, description="memory for the caches of reconstruction; beyond it they go to disk")
+    cache_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of these caches; float16 takes half the room and rounds rows to 11 bits"
+    )
 
-    @field_validator("bits")
+    @field_validator("bits", "vae_bits", "text_encoder_bits")
     @classmethod
-    def _bits_can_be_read(cls, bits: str) -> str:
-        return str(parse_bits(bits))
+    def _bits_can_be_read(cls, bits: str | None) -> str | None:
+        return None if bits is None else str(parse_bits(bits))
 
     @property
     def parsed_bits(self) -> Bits:
@@ -119,9 +129,15 @@ FLAT_FIELDS: dict[str, tuple[str, ...]] = {
     "layer_weight": ("reconstruction", "layer_weight"),
     "block_weighting": ("reconstruction", "block_weighting"),
     "drift_trajectories": ("drift_trajectories",),
+    "vae_bits": ("vae_bits",),
+    "text_encoder_bits": ("text_encoder_bits",),
     "seed": ("seed",),
     "forward_batch": ("forward_batch",),
     "cache_gb": ("cache_gb",),
+    "cache_dtype": ("cache_dtype",),
+    "guidance_scale": ("sampler", "guidance_scale"),
+    "kind": ("sampler", "kind"),
+    "conditions": ("conditions",),
 }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from mezzotint.artifact.skeleton import empty_float_network
 from mezzotint.calibration.plan import float_parts, plan_layers
 from mezzotint.layers.spec import LayerSpec
+from mezzotint.manifest import Manifest
 from mezzotint.models.denoiser import example_inputs, network_of
 from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
 from mezzotint.recipes.registry import make_config
@@ -39,6 +40,7 @@ def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
         layers.append(
             {"name": name, **_grids(spec), "shape": shapes.get(name), "kernel": report.name, "reason": report.reason}
         )
+    weights = [name for name in manifest.files if name.endswith(".safetensors")]
     return {
         "model": manifest.base.name,
         "bits": manifest.bits,
@@ -50,7 +52,23 @@ def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
             "kernels": dict(Counter(layer["kernel"] for layer in layers)),
             "bytes": manifest.files["unet/quantized.safetensors"].bytes,
             "float_bytes": 4 * sum(leaf.numel() for leaf in floating.parameters()),
+            "pipeline_bytes": sum(manifest.files[name].bytes for name in weights),
         },
+        "parts": {name: _describe_part(pipeline, name, manifest) for name in manifest.parts},
+    }
+
+
+def _describe_part(pipeline: Any, name: str, manifest: Manifest) -> dict[str, Any]:
+    """A quantized part beside the denoiser, in short."""
+    record = manifest.parts[name]
+    reports = [pipeline.components[name].get_submodule(layer).kernel_report() for layer in record.layers]
+    return {
+        "bits": record.bits,
+        "layers": len(record.layers),
+        "kernels": dict(Counter(report.name for report in reports)),
+        "float_modules": record.float_modules,
+        "bytes": manifest.files[f"{name}/quantized.safetensors"].bytes,
+        **record.results,
     }
 
 

@@ -24,8 +24,8 @@ def load(
     """The pipeline `model`, ready to sample.
 
     Args:
-        model: a name of the zoo (None is the default model), a diffusers folder, the folder of a quantized model, or an
-            id on the Hugging Face hub.
+        model: a name of the zoo (None is the default model), a diffusers folder, the folder of a quantized model, an
+            original checkpoint (a file), or an id on the Hugging Face hub.
         dtype: of a float model; quantized models compute in float32 around their integers.
 
     Raises:

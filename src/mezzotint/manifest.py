@@ -4,6 +4,7 @@
     format      that this is ours, and which version of the layout; checked before anything else is read
     base        which float model it was made from (a hash of its weights), under which licence, whom to credit
     layers      the grids of every integer layer, enough to build the network empty
+    parts       the same for the first stage and the text encoder, where they are quantized too
     config      the whole QuantizeConfig, so that the run can be repeated; sampler and seeds likewise
     results     what the run measured: chosen time steps, losses of every unit, seconds
     files       size and SHA-256 of every file that loading reads
@@ -35,6 +36,7 @@ from mezzotint.version import __version__
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+DENOISER = "unet"
 _NO_DIGEST = "0" * 64
 _DIGEST_AT_END = re.compile(r'\n "digest": "[0-9a-f]{64}"\n}\n\Z')
 
@@ -74,6 +76,22 @@ class LeafRecord(_Record):
     crc32: int = Field(ge=0, lt=1 << 32)
 
 
+class PartRecord(_Record):
+    """A quantized part of the pipeline beside the denoiser: first stage or text encoder.
+
+    Attributes:
+        bits: weights and activations, such as "w8a8".
+        layers, float_modules, leaves: as of the manifest, for this part.
+        results: what quantizing it cost on its calibration rows.
+    """
+
+    bits: str
+    layers: dict[str, LayerSpec]
+    float_modules: list[str]
+    results: dict[str, Any] = Field(default_factory=dict)
+    leaves: dict[str, LeafRecord] = Field(default_factory=dict)
+
+
 class Manifest(_Record):
     """manifest.json; see the module's docstring. `files` and `leaves` are filled in by `save_quantized`."""
 
@@ -84,6 +102,7 @@ class Manifest(_Record):
     base: BaseInfo
     bits: str
     layers: dict[str, LayerSpec]
+    parts: dict[str, PartRecord] = {}
     float_modules: list[str] = []
     config: dict[str, Any] = {}
     sampler: dict[str, Any] = {}
@@ -92,6 +111,11 @@ class Manifest(_Record):
     files: dict[str, FileRecord] = {}
     leaves: dict[str, LeafRecord] = {}
     digest: str = _NO_DIGEST
+
+    @property
+    def networks(self) -> dict[str, Manifest | PartRecord]:
+        """What is quantized, by its name in the pipeline; the denoiser's own record is the manifest."""
+        return {DENOISER: self, **self.parts}
 
 
 def weights_sha256(network: nn.Module) -> str:

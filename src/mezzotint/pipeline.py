@@ -6,6 +6,7 @@ record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> c
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +19,18 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from mezzotint.base import base_info
+from mezzotint.calibration.parts import quantize_parts, wanted_parts
 from mezzotint.calibration.plan import float_parts, plan_layers
 from mezzotint.calibration.ranges import fit_ranges
-from mezzotint.calibration.selection import CalibrationSet, calibration_seeds, record_trajectory, select_samples
+from mezzotint.calibration.rows import CalibrationSet, calibration_conditions
+from mezzotint.calibration.selection import calibration_seeds, record_trajectory, select_samples
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ModelError
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.layers.swap import prepare, to_integer
-from mezzotint.manifest import Manifest, weights_sha256
+from mezzotint.manifest import Manifest, PartRecord, weights_sha256
 from mezzotint.models.denoiser import example_inputs, network_of
+from mezzotint.models.families import family_of
 from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
 from mezzotint.progress import NullProgress, Progress
 from mezzotint.recipes.registry import make_config
@@ -80,26 +84,39 @@ def quantize(
     Raises:
         ModelError, BitsError, ConfigError, ResumeError, OutputError: see `mezzotint.errors`.
     """
-    config = config or make_config(recipe, bits, preset, **options)
+    config = config or make_config(recipe, bits, preset, family=family_of(pipeline), **options)
+    wanted_parts(pipeline, config)  # refuses before hours of work
     simulation = simulate(pipeline, config, device=device, progress=progress, resume_dir=resume_dir)
     network = to_integer(simulation.network.cpu())
+    parts = quantize_parts(pipeline, config, pick_device(device), progress or NullProgress())
     base = base_info(pipeline)
     network.quantization = Manifest(  # type: ignore[assignment]
         base=base,
         bits=config.bits,
         layers=simulation.plan,
+        parts={
+            name: PartRecord(bits=part.bits, layers=part.plan, float_modules=part.float_modules, results=part.results)
+            for name, part in parts.items()
+        },
         float_modules=float_parts(network_of(pipeline), simulation.plan),
         config=config.model_dump(mode="json"),
         sampler=config.sampler.model_dump(mode="json"),
         seeds={"run": config.seed, "first_calibration": calibration_seeds(config.seed, 1)[0]},
         results=simulation.results,
     )
-    return with_network(pipeline, network)
+    return with_network(pipeline, network, **{name: part.network for name, part in parts.items()})
 
 
-def with_network(pipeline: DiffusionPipeline, network: nn.Module) -> DiffusionPipeline:
-    """A pipeline like `pipeline`, sharing its other parts, with another network."""
-    return type(pipeline)(**{**pipeline.components, "unet": network})
+def with_network(pipeline: DiffusionPipeline, network: nn.Module, **parts: nn.Module) -> DiffusionPipeline:
+    """A pipeline like `pipeline`, sharing its parts and where it came from, but for the network and `parts`."""
+    other = copy.copy(pipeline)
+    other.register_modules(unet=network, **parts)
+    return other
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """`device`, or where that is None the GPU if there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def simulate(
@@ -112,7 +129,7 @@ def simulate(
 ) -> Simulation:
     """Calibrates a simulated copy of the pipeline's network; the pipeline is left as and where it was."""
     progress = progress or NullProgress()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(device)
     floating = network_of(pipeline)
     if getattr(floating, "quantization", None) is not None:
         raise ModelError("this model is quantized already; give the float model")
@@ -162,12 +179,14 @@ def _calibration_set(
 ) -> tuple[CalibrationSet, dict[str, Any]]:
     saved, facts = checkpoints.load("calibration"), checkpoints.load_json("calibration")
     if saved is not None and facts is not None:
-        return CalibrationSet(saved["x_t"], saved["t"]), facts
+        return CalibrationSet.from_state(saved), facts
     with clock("record"):
-        pilot = record_trajectory(pipeline, config, device, progress)
+        most = max(config.selection.calib_size, config.selection.pilot_size)
+        conditions = calibration_conditions(pipeline, config, most)
+        pilot = record_trajectory(pipeline, config, conditions, device, progress)
     with clock("select"):
-        selection, rows = select_samples(pipeline, config, pilot, device, progress)
-    checkpoints.save("calibration", {"x_t": rows.x_t, "t": rows.t}, selection.to_dict())
+        selection, rows = select_samples(pipeline, config, conditions, pilot, device, progress)
+    checkpoints.save("calibration", rows.state(), selection.to_dict())
     return rows, selection.to_dict()
 
 

@@ -10,7 +10,8 @@ from diffusers import DDIMPipeline
 
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.evaluate import Pairs, compare_pairs, compare_sets, evaluate, sample_pairs
-from mezzotint.evaluation.features import fit_basis
+from mezzotint.evaluation.features import extract, fit_basis
+from mezzotint.evaluation.frechet import frechet_distance, statistics
 from mezzotint.evaluation.result import Evaluation
 from mezzotint.sampling.config import SamplerConfig
 from tiny import tiny_pipeline
@@ -95,6 +96,24 @@ def test_worse_models_are_farther_away_in_every_measure() -> None:
     assert images[0].ssim.value > images[1].ssim.value
     assert sets[0].fd.value < sets[1].fd.value
     assert sets[0].fd_pca < sets[1].fd_pca < sets[1].fd.value
+
+
+def test_distances_to_the_training_images_are_those_of_the_sets() -> None:
+    a, b, real = (torch.rand((40, 3, 16, 16), generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    basis = fit_basis(real)
+    train = statistics(extract(real, basis))
+    found = compare_sets(a, b, basis, train=train, resamples=2).train
+    assert found is not None
+    assert found.float_fd == pytest.approx(frechet_distance(statistics(extract(a, basis)), train))
+    assert found.quantized_fd == pytest.approx(frechet_distance(statistics(extract(b, basis)), train))
+    assert compare_sets(a, b, basis, resamples=2).train is None
+
+
+def test_measures_do_not_depend_on_how_many_images_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16)
+    whole = compare_pairs(a, b)
+    monkeypatch.setattr("mezzotint.evaluation.evaluate.CHUNK_VALUES", 2 * 3 * 16 * 16)
+    assert compare_pairs(a, b) == whole
 
 
 def test_images_too_small_for_ssim_say_so() -> None:

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mezzotint.errors import ModelError
-from mezzotint.evaluation.features import Basis, basis_for, extract, fit_basis, load_basis
+from mezzotint.evaluation.features import Basis, basis_for, extract, fit_basis, load_basis, small, train_statistics
+from mezzotint.evaluation.frechet import frechet_distance, statistics
 
 
 def images(count: int, size: int = 16) -> Tensor:
@@ -85,3 +86,49 @@ def test_a_damaged_basis_is_named(tmp_path: Path) -> None:
 def test_no_basis_is_none(tmp_path: Path) -> None:
     assert load_basis(tmp_path) is None
     assert isinstance(fit_basis(images(3)), Basis)
+
+
+@pytest.mark.parametrize("size", [33, 64, 128, 100])
+def test_large_images_are_averaged_down_and_the_label_says_so(tmp_path: Path, size: int) -> None:
+    x = images(6, size=size)
+    assert small(x).shape == (6, 3, 32, 32)
+    if size % 32 == 0:
+        windows = x.unflatten(3, (32, size // 32)).unflatten(2, (32, size // 32)).mean(dim=(3, 5))
+        torch.testing.assert_close(small(x), windows)
+    shipped(tmp_path, size=32)
+    for basis in (basis_for(tmp_path, x), basis_for(None, x)):
+        assert basis.label.endswith("pooled pixels of the images averaged down to 32x32")
+        torch.testing.assert_close(extract(x, basis), extract(small(x), basis))
+
+
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_small_images_are_left_alone(size: int) -> None:
+    x = images(6, size=size)
+    assert small(x) is x
+    assert "averaged" not in basis_for(None, x).label
+
+
+def test_training_statistics_need_their_basis(tmp_path: Path) -> None:
+    x = images(300)
+    assert train_statistics(None) is None
+    assert train_statistics(tmp_path) is None
+    shipped(tmp_path)
+    assert train_statistics(tmp_path) is None
+    expected = statistics(extract(x, basis_for(tmp_path, x)))
+    stored = {"mean": expected.mean.float(), "cov": expected.cov.float()}
+    save_file(stored, tmp_path / "train_stats.safetensors")
+    found = train_statistics(tmp_path)
+    assert found is not None
+    assert frechet_distance(found, expected) < 1e-3
+    assert not found.enough_samples  # how many there were is not recorded
+    (tmp_path / "features.safetensors").unlink()
+    assert train_statistics(tmp_path) is None
+
+
+def test_damaged_training_statistics_are_named(tmp_path: Path) -> None:
+    shipped(tmp_path)
+    save_file({"mean": torch.zeros(10), "cov": torch.zeros(3, 10)}, tmp_path / "train_stats.safetensors")
+    with pytest.raises(
+        ModelError, match=r"train_stats.safetensors: expected `mean` \[F\] and `cov` \[F, F\], got \[10\]"
+    ):
+        train_statistics(tmp_path)

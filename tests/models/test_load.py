@@ -165,6 +165,26 @@ def test_pickles_are_never_opened(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "boom").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scheduler": ["mezzotint.models.pipelines", "DDIMScheduler"]},  # a name that is there, but not for folders
+        {"scheduler": ["mezzotint.models.unets", "ModelMixin"]},
+        {"scheduler": ["mezzotint.models.load", "load"]},
+        {"scheduler": ["mezzotint.models.pipelines", ["ClassEmbedder"]]},
+    ],
+)
+def test_a_folder_may_name_only_the_classes_in_our_tables(folder: Path, change: dict[str, Any]) -> None:
+    change_index(folder, **change)
+    with pytest.raises(ModelError, match=r"scheduler asks for code of its own \(mezzotint\.models\.\w+\)"):
+        load(folder)
+
+
+def test_parts_that_are_absent_come_back_as_none(folder: Path) -> None:
+    change_index(folder, _class_name="LDMPipeline", vqvae=[None, None])
+    assert load(folder).vqvae is None
+
+
 @pytest.mark.parametrize("place", ["pipeline", "part", "library"])
 def test_code_of_a_model_is_never_run(
     folder: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +219,7 @@ def test_a_quantized_folder_is_sent_to_the_other_loader(folder: Path) -> None:
         ("a/b/c", "a/b/c: no such folder"),
         (Path("nowhere"), "nowhere: no such folder"),
         (Path("owner/name"), "owner/name: no such folder"),
-        (Path(__file__), "a file; expected the folder of a diffusers pipeline"),
+        (Path(__file__), "test_load.py: no torch checkpoint, or a truncated one"),
     ],
 )
 def test_places_that_do_not_exist(model: str | Path, message: str) -> None:

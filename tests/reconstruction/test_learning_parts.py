@@ -20,7 +20,6 @@ from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_g
 from mezzotint.reconstruction.losses import lp_loss, random_signs
 from mezzotint.reconstruction.rounding import LearnedRounding
 from mezzotint.reconstruction.steps import LearnedStep
-from mezzotint.reconstruction.store import RowStore
 
 
 def layer(bits: int = 4, groups: tuple[int, ...] = (), seed: int = 0) -> SimulatedLayer:
@@ -107,21 +106,6 @@ def test_random_signs_are_signs_and_repeat_with_the_seed() -> None:
     first, second = (random_signs(x, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(first, second)
     assert set(first.unique().tolist()) == {-1.0, 1.0}
-
-
-def test_rows_beyond_the_budget_go_to_a_file_and_read_back() -> None:
-    with RowStore(budget_gb=1e-6, device=torch.device("cpu")) as store:  # 1,000 bytes
-        small, large = store.allocate((10, 5)), store.allocate((100, 50))
-        assert (small.on_device, large.on_device) == (True, False)
-        assert store.spilled == 20_000
-        values = torch.randn(30, 50)
-        large.write(slice(20, 50), values)
-        assert torch.equal(large.read(slice(20, 50)), values)
-        assert torch.equal(large.read(torch.tensor([21, 20])), values[[1, 0]])
-        assert store.allocate_optional((100,)) is None
-        small.release()
-        assert store.used == 0
-        assert store.allocate_optional((100,)) is not None
 
 
 def test_checkpoints_find_what_was_saved_and_refuse_another_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DDIM with explicit previous times against diffusers, against the equations, and for every list of times."""
+"""DDIM and PLMS with explicit previous times against diffusers, against the equations, and for every list of times."""
 
 from __future__ import annotations
 

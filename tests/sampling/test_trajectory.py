@@ -11,7 +11,8 @@ import torch
 from diffusers import DDIMPipeline
 from torch import Tensor
 
-from mezzotint.errors import ConfigError, ModelError
+from mezzotint.errors import ConfigError
+from mezzotint.models.conditions import Conditions
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
 from mezzotint.sampling.trajectory import State, iterate, record_at, sample, sample_batches, start_noise
@@ -183,19 +184,25 @@ def test_record_at_keeps_one_sample_of_each_trajectory(pipeline: DDIMPipeline) -
     assert held[1] - held[0] <= 6 * 3
 
 
-def test_cond_rows_follow_their_seeds() -> None:
+def class_conditions(labels: Tensor) -> Conditions:
+    return Conditions({"class_labels": labels}, None, [str(label) for label in labels.tolist()])
+
+
+def test_condition_rows_follow_their_seeds() -> None:
     pipeline = double(tiny_pipeline(num_class_embeds=5))
     sampler, labels = SamplerConfig(steps=4), torch.tensor([4, 0, 2, 1, 3, 0, 4])
-    images = sample(pipeline, SEEDS, sampler=sampler, batch_size=3, cond={"class_labels": labels})
-    for seed, label, image in zip(SEEDS, labels, images, strict=True):
-        alone = sample(pipeline, [seed], sampler=sampler, cond={"class_labels": label[None]})
+    conditions = class_conditions(labels)
+    images = sample(pipeline, SEEDS, sampler=sampler, batch_size=3, conditions=conditions)
+    for row, (seed, image) in enumerate(zip(SEEDS, images, strict=True)):
+        alone = sample(pipeline, [seed], sampler=sampler, conditions=conditions.rows([row]))
         torch.testing.assert_close(alone[0], image, rtol=0, atol=1e-5)
-    other = sample(pipeline, SEEDS, sampler=sampler, batch_size=3, cond={"class_labels": labels.flip(0)})
+    flipped = class_conditions(labels.flip(0))
+    other = sample(pipeline, SEEDS, sampler=sampler, batch_size=3, conditions=flipped)
     assert (other - images).abs().amax((1, 2, 3)).gt(1e-3).tolist() == labels.ne(labels.flip(0)).tolist()
 
     scheduler, steps = make_scheduler(pipeline, sampler), torch.tensor([3, 1, 2, 0, 3, 2, 1])
-    x_t, _ = record_at(pipeline.unet, scheduler, SEEDS, steps, shape=SHAPE, batch_size=2, cond={"class_labels": labels})
-    states = list(iterate(pipeline.unet, scheduler, SEEDS, shape=SHAPE, cond={"class_labels": labels}))
+    x_t, _ = record_at(pipeline.unet, scheduler, SEEDS, steps, shape=SHAPE, batch_size=2, conditions=conditions)
+    states = list(iterate(pipeline.unet, scheduler, SEEDS, shape=SHAPE, conditions=conditions))
     expected = torch.stack([states[step].x_t[row] for row, step in enumerate(steps.tolist())])
     torch.testing.assert_close(x_t, expected, rtol=1e-5, atol=1e-5)
 
@@ -226,21 +233,17 @@ def test_no_seeds_give_no_images(pipeline: DDIMPipeline) -> None:
 def test_what_does_not_fit_is_named(pipeline: DDIMPipeline) -> None:
     scheduler = make_scheduler(pipeline, 4)
     network: Any = pipeline.unet
-    with pytest.raises(ConfigError, match=r"cond\['class_labels'\]: expected a row for each of 2 seeds, got \(3,\)"):
-        sample(pipeline, [1, 2], cond={"class_labels": torch.zeros(3)})
+    three = class_conditions(torch.zeros(3))
+    with pytest.raises(ConfigError, match=r"conditions: expected a row for each of 2 seeds, got 3"):
+        sample(pipeline, [1, 2], conditions=three)
+    with pytest.raises(ConfigError, match=r"conditions: expected a row for each of 2 seeds, got 3"):
+        record_at(network, scheduler, [1, 2], torch.tensor([1, 1]), shape=SHAPE, conditions=three)
     with pytest.raises(ConfigError, match="batch_size: expected at least 1, got 0"):
         sample(pipeline, [1], batch_size=0)
     with pytest.raises(ConfigError, match="steps_of_sample: expected 0 to 3, got 1 to 4"):
         record_at(network, scheduler, [1, 2], torch.tensor([1, 4]), shape=SHAPE)
     with pytest.raises(ConfigError, match="steps_of_sample: expected a step for each of 2 seeds, got 1"):
         record_at(network, scheduler, [1, 2], torch.tensor([1]), shape=SHAPE)
-
-
-def test_latent_pipelines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = tiny_pipeline()
-    monkeypatch.setattr(pipeline, "vqvae", object(), raising=False)
-    with pytest.raises(ModelError, match="DDIMPipeline works on the latents of a vqvae"):
-        sample(pipeline, [1])
 
 
 def test_half_precision_networks_keep_float32_samples() -> None:

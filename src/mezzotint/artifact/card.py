@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from diffusers import ModelMixin
 
-from mezzotint.artifact.load import WEIGHTS_NAME
+from mezzotint.artifact.load import weights_name
 from mezzotint.artifact.skeleton import empty_float_network
-from mezzotint.manifest import Manifest
+from mezzotint.manifest import DENOISER, Manifest
 
 _TEXT = """\
 # {title}
@@ -32,7 +32,7 @@ or `mezzotint sample {name} --seeds 0..15`. `mezzotint inspect {name}` lists eve
 | network | {float_bytes:,} bytes | {bytes:,} bytes ({ratio:.2f}x smaller) |
 | layers on integers | 0 | {n_layers} |
 | modules in float | all | {n_float} |
-
+{parts}
 Repeat it with the config in `manifest.json`; there are also the base model's hash (`{sha256:.12}...`), the grids of
 every layer, the chosen time steps and the losses of every unit.
 
@@ -48,7 +48,7 @@ def write_card(manifest: Manifest, network: ModelMixin, path: Path, *, name: str
     """Writes the card of `network` to `path`; `name` is what the artifact's folder is called."""
     float_network = empty_float_network(type(network).__name__, network.config)
     float_bytes = 4 * sum(leaf.numel() for leaf in float_network.parameters())
-    size = manifest.files[WEIGHTS_NAME].bytes
+    size = manifest.files[weights_name(DENOISER)].bytes
     text = _TEXT.format(
         title=name,
         name=name,
@@ -61,11 +61,17 @@ def write_card(manifest: Manifest, network: ModelMixin, path: Path, *, name: str
         ratio=float_bytes / size,
         n_layers=len(manifest.layers),
         n_float=len(manifest.float_modules),
+        parts="".join(_part_row(manifest, part) for part in manifest.parts),
         sha256=manifest.base.sha256,
         licence=manifest.base.licence or "not stated by its folder",
         credits=manifest.base.credits or "The base model names nobody to credit.",
     )
     path.write_text(f"---\n{yaml.safe_dump(front_matter(manifest), sort_keys=False)}---\n\n{text}", encoding="utf-8")
+
+
+def _part_row(manifest: Manifest, part: str) -> str:
+    record, size = manifest.parts[part], manifest.files[weights_name(part)].bytes
+    return f"| {part} | float | {record.bits.upper()}, {len(record.layers)} layers, {size:,} bytes |\n"
 
 
 def front_matter(manifest: Manifest) -> dict[str, Any]:

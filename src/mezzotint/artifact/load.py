@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from mezzotint.artifact.leaves import AGAIN, compare_leaves, describe, find_damage, read_header
 from mezzotint.artifact.skeleton import empty_quantized_network
 from mezzotint.errors import ArtifactError, ModelError
-from mezzotint.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
-from mezzotint.models.load import _quiet_diffusers
+from mezzotint.manifest import DENOISER, MANIFEST_NAME, FileRecord, Manifest, read_manifest
+from mezzotint.models.load import OWN_CLASSES
+from mezzotint.models.pipelines import OWN_PIPELINES
+from mezzotint.models.quiet import quiet_diffusers
 
-NETWORK = "unet"
-WEIGHTS_NAME = f"{NETWORK}/quantized.safetensors"
-CONFIG_NAME = f"{NETWORK}/config.json"
 INDEX_NAME = "model_index.json"
 LIBRARIES = (None, "diffusers", "transformers")
 
@@ -36,20 +35,46 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Di
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    weights = {weights_name(part) for part in manifest.networks}
     for name, record in manifest.files.items():
-        if name != WEIGHTS_NAME:
+        if name not in weights:
             _check_file(folder, name, record)
-    network = _empty_network(folder, manifest)
-    _fill_(network, folder / WEIGHTS_NAME, manifest)
-    network.quantization = manifest
+    index = _read_index(folder, manifest)
+    networks: dict[str, Any] = {part: _read_network(folder, index, part, manifest) for part in manifest.networks}
+    networks[DENOISER].quantization = manifest
+    given: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}  # has to be said
+    kind = OWN_PIPELINES.get(index["_class_name"], DiffusionPipeline)
     try:
-        with _quiet_diffusers():
-            pipeline = DiffusionPipeline.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **{NETWORK: network}
+        with quiet_diffusers():
+            pipeline = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **{**given, **networks}
             )
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise ArtifactError(f"{folder / INDEX_NAME}: diffusers cannot load the pipeline: {error}") from error
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module) and part not in networks.values():
+            _own_(part)
     return pipeline.to(device)
+
+
+def _own_(part: nn.Module) -> None:
+    """Freezes a float part and moves its tensors out of the mapped file, where they are not aligned.
+
+    Kernels choose the order of their sums by alignment: without this a part gives other last bits than the one saved.
+    """
+    part.requires_grad_(False).eval()
+    for leaf in (*part.parameters(), *part.buffers()):
+        leaf.data = leaf.data.clone()
+
+
+def weights_name(part: str) -> str:
+    """File of the integers of a part of the pipeline, in the artifact."""
+    return f"{part}/quantized.safetensors"
+
+
+def config_name(part: str) -> str:
+    """File of the configuration of a part of the pipeline, in the artifact."""
+    return f"{part}/config.json"
 
 
 def file_record(path: Path) -> FileRecord:
@@ -73,29 +98,43 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
         raise ArtifactError(f"{path}: altered after it was written (checksum differs); {AGAIN}")
 
 
-def _empty_network(folder: Path, manifest: Manifest) -> ModelMixin:
-    for name in (INDEX_NAME, CONFIG_NAME, WEIGHTS_NAME):
+def _read_index(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The index of the pipeline, {part: [library, class]}; names no code but ours and that of known libraries."""
+    needed = [name for part in manifest.networks for name in (config_name(part), weights_name(part))]
+    for name in (INDEX_NAME, *needed):
         if name not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST_NAME}: files: {name} is not listed, so it cannot be trusted")
-    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    index: dict[str, Any] = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     _refuse_foreign_code(index, folder / INDEX_NAME)
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    return index
+
+
+def _read_network(folder: Path, index: dict[str, Any], part: str, manifest: Manifest) -> nn.Module:
+    """One quantized network of the artifact, verified and filled."""
+    path = folder / config_name(part)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    _, kind = index.get(part, [None, None])
+    if kind is None:
+        raise ArtifactError(f"{folder / INDEX_NAME}: lists no {part}, which {MANIFEST_NAME} says is quantized; {AGAIN}")
     try:
-        return empty_quantized_network(index[NETWORK][1], config, manifest.layers)
+        network = empty_quantized_network(kind, config, manifest.networks[part].layers)
     except ModelError as error:
-        raise ArtifactError(f"{folder / CONFIG_NAME}: {error} (diffusers {diffusers.__version__})") from error
+        raise ArtifactError(f"{path}: {error} (diffusers {diffusers.__version__})") from error
+    _fill_(network, folder, part, manifest)
+    return network
 
 
 def _refuse_foreign_code(index: dict[str, Any], path: Path) -> None:
     """A pipeline may name classes of libraries only; diffusers would run a module that lies in the folder."""
     for name, value in index.items():
-        library = value[0] if isinstance(value, list) else None
-        if library not in LIBRARIES:
+        library, kind = value if isinstance(value, list) and len(value) == 2 else (None, None)
+        if library not in LIBRARIES and kind not in OWN_CLASSES.get(library, {}):
             raise ArtifactError(f"{path}: {name} is of {library!r}, only {', '.join(LIBRARIES[1:])} are loaded")
 
 
-def _fill_(network: nn.Module, path: Path, manifest: Manifest) -> None:
-    """Puts the tensors of the file at `path` in the empty `network`, after comparing every one."""
+def _fill_(network: nn.Module, folder: Path, part: str, manifest: Manifest) -> None:
+    """Puts the tensors of the file of `part` in the empty `network`, after comparing every one."""
+    path = folder / weights_name(part)
     if not path.is_file():
         raise ArtifactError(f"{path}: the file is missing; {AGAIN}")
     expected = {name: describe(leaf) for name, leaf in network.state_dict().items()}
@@ -104,8 +143,8 @@ def _fill_(network: nn.Module, path: Path, manifest: Manifest) -> None:
         state: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise ArtifactError(f"{path}: {error}; the file was altered, {AGAIN}") from error
-    if file_record(path) != manifest.files[WEIGHTS_NAME]:
-        raise find_damage(state, manifest.leaves, path)
+    if file_record(path) != manifest.files[weights_name(part)]:
+        raise find_damage(state, manifest.networks[part].leaves, path)
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False).eval()
     for name, leaf in (*network.named_parameters(), *network.named_buffers()):

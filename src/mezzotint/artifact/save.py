@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from mezzotint.artifact.atomic import atomic_folder
 from mezzotint.artifact.card import write_card
 from mezzotint.artifact.leaves import compare_leaves, describe, leaf_records
-from mezzotint.artifact.load import CONFIG_NAME, NETWORK, WEIGHTS_NAME, file_record
-from mezzotint.artifact.skeleton import empty_quantized_network
+from mezzotint.artifact.load import file_record, weights_name
+from mezzotint.artifact.skeleton import config_of, empty_quantized_network, save_config
 from mezzotint.errors import ArtifactError, ModelError, OutputError
-from mezzotint.manifest import MANIFEST_NAME, Manifest, write_manifest
+from mezzotint.manifest import DENOISER, MANIFEST_NAME, Manifest, PartRecord, write_manifest
+from mezzotint.models.families import model_folder
+from mezzotint.models.prompts import PROMPTS_FILE
 
 CARD_NAME = "README.md"
 
@@ -36,17 +39,20 @@ def save_quantized(pipeline: DiffusionPipeline, folder: str | Path, overwrite: b
         OutputError: `folder` exists, or cannot be written.
     """
     folder = check_output(folder, overwrite)
-    network = getattr(pipeline, NETWORK, None)
+    network = getattr(pipeline, DENOISER, None)
     manifest = getattr(network, "quantization", None)
     if not isinstance(network, ModelMixin) or not isinstance(manifest, Manifest):
-        raise ModelError(f"{type(pipeline).__name__}.{NETWORK} is not quantized; run mezzotint.quantize first")
-    state = {name: leaf.detach().cpu().contiguous() for name, leaf in network.state_dict().items()}
-    _check_loadable(network, state, manifest)
+        raise ModelError(f"{type(pipeline).__name__}.{DENOISER} is not quantized; run mezzotint.quantize first")
+    states = {part: _checked_state(pipeline.components[part], record) for part, record in manifest.networks.items()}
     with atomic_folder(folder) as partial:
-        _save_components(pipeline, partial)
-        save_file(state, partial / WEIGHTS_NAME, metadata={"format": "pt"})
+        _save_components(pipeline, partial, list(states))
+        _copy_prompts(pipeline, partial)
+        for part, state in states.items():
+            save_file(state, partial / weights_name(part), metadata={"format": "pt"})
         files = {path.relative_to(partial).as_posix(): file_record(path) for path in _files_below(partial)}
-        manifest = manifest.model_copy(update={"files": files, "leaves": leaf_records(state)})
+        leaves = {part: leaf_records(state) for part, state in states.items()}
+        parts = {part: record.model_copy(update={"leaves": leaves[part]}) for part, record in manifest.parts.items()}
+        manifest = manifest.model_copy(update={"files": files, "leaves": leaves[DENOISER], "parts": parts})
         write_manifest(manifest, partial)
         write_card(manifest, network, partial / CARD_NAME, name=folder.name)
     return folder
@@ -72,33 +78,41 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
     return folder
 
 
-def _check_loadable(network: ModelMixin, state: dict[str, Tensor], manifest: Manifest) -> None:
-    """Compares `state` with what `load_quantized` will expect, so that what is written can be read."""
-    config: dict[str, Any] = dict(network.config)
-    skeleton = empty_quantized_network(type(network).__name__, config, manifest.layers)
+def _checked_state(network: Any, record: Manifest | PartRecord) -> dict[str, Tensor]:
+    """The state of `network`, after comparing it with what `load_quantized` will expect of its record."""
+    state = {name: leaf.detach().cpu().contiguous() for name, leaf in network.state_dict().items()}
+    skeleton = empty_quantized_network(type(network).__name__, config_of(network), record.layers)
     expected = {name: describe(leaf) for name, leaf in skeleton.state_dict().items()}
     try:
-        compare_leaves({name: describe(leaf) for name, leaf in state.items()}, expected, Path(WEIGHTS_NAME))
+        compare_leaves({name: describe(leaf) for name, leaf in state.items()}, expected, Path("quantized.safetensors"))
     except ArtifactError as error:
         raise ModelError(f"the network does not fit its manifest and could not be loaded again: {error}") from error
+    return state
 
 
-def _save_components(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Writes what is not the network as diffusers does, and of the network its configuration."""
+def _save_components(pipeline: DiffusionPipeline, folder: Path, quantized: list[str]) -> None:
+    """Writes the parts as diffusers does, and of those that are `quantized` their configurations."""
     pipeline.save_config(folder)
     for name, component in pipeline.components.items():
         if component is None:
             continue
-        if name == NETWORK:
-            component.save_config(folder / name)
-            _forget_origin(folder / CONFIG_NAME)
-            continue
-        accepted = inspect.signature(component.save_pretrained).parameters
-        options = {"safe_serialization": True} if "safe_serialization" in accepted else {}
-        component.save_pretrained(folder / name, **options)
+        if name in quantized:
+            (folder / name).mkdir()
+            save_config(component, folder / name)
+        else:
+            accepted = inspect.signature(component.save_pretrained).parameters
+            options = {"safe_serialization": True} if "safe_serialization" in accepted else {}
+            component.save_pretrained(folder / name, **options)
         for path in folder.glob(f"{name}/*config.json"):
             _forget_origin(path)
     _forget_origin(folder / "model_index.json")
+
+
+def _copy_prompts(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """The prompts beside the float model go with what is made from it: they are what it can draw."""
+    source = model_folder(pipeline)
+    if source is not None and (source / PROMPTS_FILE).is_file():
+        shutil.copyfile(source / PROMPTS_FILE, folder / PROMPTS_FILE)
 
 
 def _forget_origin(path: Path) -> None:

@@ -7,19 +7,24 @@
     attention q k^T                      -                  bits.activation, both
     attention softmax(.) v               -                  softmax bits (unsigned), bits.activation
 
-With `a32` there are no activation grids, and attention products stay float.
+With `a32` there are no activation grids, and attention products stay float; so do those of attention layers that are
+not plain (`has_plain_products`), and one log line names them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from torch import nn
 
 from mezzotint.config import QuantizeConfig
 from mezzotint.grid.spec import activation_spec, weight_spec
+from mezzotint.layers.attention import has_plain_products
 from mezzotint.layers.spec import LayerSpec
-from mezzotint.layers.swap import attentions, product_names
+from mezzotint.layers.swap import attention_of, attentions, product_names
+
+logger = logging.getLogger("mezzotint")
 
 EDGE_BITS = 8
 
@@ -49,6 +54,9 @@ def plan_layers(
     for name in attentions(network):
         if bits.activation is None:
             break
+        if not has_plain_products(attention_of(network, name)):
+            logger.warning("%s: its products are not those of plain attention and stay in float", name)
+            continue
         qk, pv = product_names(name)
         activation = activation_spec(bits.activation)
         plan[qk] = LayerSpec(kind="matmul", input=activation, other=activation)

@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mezzotint.calibration.selection import CalibrationSet
+from mezzotint.calibration.rows import Rows
 from mezzotint.config import QuantizeConfig, RangeConfig
 from mezzotint.grid.search import affine_from_range, search_affine, search_symmetric
 from mezzotint.grid.spec import GridSpec
 from mezzotint.layers.activation import ActivationQuantizer
 from mezzotint.layers.simulated import SimulatedLayer
-from mezzotint.models.denoiser import predict_eps
 from mezzotint.progress import Progress
 
 SAMPLED_VALUES = 1 << 15  # values of one tensor that a search looks at
@@ -32,7 +31,7 @@ EMA_BATCH = 256  # rows a batch of the released code's running average
 
 
 def fit_ranges(
-    simulated: nn.Module, rows: CalibrationSet, config: QuantizeConfig, device: torch.device, progress: Progress
+    simulated: nn.Module, rows: Rows, config: QuantizeConfig, device: torch.device, progress: Progress
 ) -> None:
     """Sets the scales and zero points of every grid of `simulated`, and its codes to the nearest ones, in place."""
     fit_weights_(simulated, config.ranges, progress)
@@ -132,7 +131,7 @@ def symmetric_zero_point(values: Tensor, spec: GridSpec) -> int:
 
 @torch.no_grad()
 def _fit_activations_pooled_(
-    simulated: nn.Module, rows: CalibrationSet, config: QuantizeConfig, device: torch.device, progress: Progress
+    simulated: nn.Module, rows: Rows, config: QuantizeConfig, device: torch.device, progress: Progress
 ) -> None:
     grids = quantizers(simulated)
     if not grids:
@@ -144,8 +143,8 @@ def _fit_activations_pooled_(
     progress.start("fit: activations", batches + len(grids))
     try:
         with float_arithmetic(simulated):
-            for _, x_t, t in rows.batches(config.forward_batch):
-                predict_eps(simulated, x_t.to(device), t.to(device))
+            for call in rows.calls(config.forward_batch, device):
+                call(simulated)
                 progress.advance()
     finally:
         for handle in handles:
@@ -164,7 +163,7 @@ def _collect(sample: ValueSample) -> Any:
 
 @torch.no_grad()
 def _fit_activations_running_(
-    simulated: nn.Module, rows: CalibrationSet, config: QuantizeConfig, device: torch.device, progress: Progress
+    simulated: nn.Module, rows: Rows, config: QuantizeConfig, device: torch.device, progress: Progress
 ) -> None:
     """The released code's rule: a search on every batch, in order, with everything before already quantized."""
     running: dict[tuple[str, int], tuple[float, float, int]] = {}
@@ -193,8 +192,8 @@ def _fit_activations_running_(
     size = min(EMA_BATCH, max(config.forward_batch, 1)) if device.type == "cpu" else EMA_BATCH
     progress.start("fit: activations", -(-len(rows) // size))
     try:
-        for _, x_t, t in rows.batches(size):
-            predict_eps(simulated, x_t.to(device), t.to(device))
+        for call in rows.calls(size, device):
+            call(simulated)
             progress.advance()
     finally:
         for handle in handles:

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from mezzotint.calibration import tdac
+from mezzotint.calibration.rows import CalibrationSet
 from mezzotint.config import QuantizeConfig, SelectionConfig
+from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import mid_feature_module, network_of, sample_shape
 from mezzotint.progress import Progress, as_callback
 from mezzotint.sampling.schedulers import make_scheduler
@@ -53,28 +55,6 @@ class Selection:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class CalibrationSet:
-    """The rows that calibrate: row k is x_{t_k} of trajectory k.
-
-    Attributes:
-        x_t: float32 [N, C, H, W] on the CPU.
-        t: int64 [N], model time steps.
-    """
-
-    x_t: Float[Tensor, "n c h w"]
-    t: Int[Tensor, "n"]
-
-    def __len__(self) -> int:
-        return self.x_t.shape[0]
-
-    def batches(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, x_t, t) for consecutive runs of up to `size` rows; the remainder is kept."""
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield rows, self.x_t[rows], self.t[rows]
-
-
 def calibration_seeds(seed: int, n: int) -> list[int]:
     """Seeds of the n calibration trajectories of a run."""
     first = FIRST_CALIBRATION_SEED + seed % (FIRST_CALIBRATION_SEED // SEEDS_OF_A_RUN) * SEEDS_OF_A_RUN
@@ -107,25 +87,39 @@ class Pilot:
 
 
 def record_trajectory(
-    pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device, progress: Progress
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    conditions: Conditions | None,
+    device: torch.device,
+    progress: Progress,
 ) -> Pilot:
     """The steps of the sampler and, for methods that score them, the similarity of their mid-block features.
 
     Runs `config.selection.pilot_size` float trajectories; their features live for one batch.
+
+    Args:
+        conditions: from `calibration_conditions`; row k belongs to trajectory k.
     """
     scheduler = make_scheduler(pipeline, config.sampler)
     steps = scored_steps(scheduler.times, config.selection.merge_repeated)
     scores = SELECTORS[config.selection.method].looks_at_features
-    similarity = _feature_similarity(pipeline, config, steps, device, progress) if scores else None
+    similarity = _feature_similarity(pipeline, config, conditions, steps, device, progress) if scores else None
     return Pilot(steps, [scheduler.times[step] for step in steps], similarity)
 
 
 def select_samples(
-    pipeline: DiffusionPipeline, config: QuantizeConfig, pilot: Pilot, device: torch.device, progress: Progress
+    pipeline: DiffusionPipeline,
+    config: QuantizeConfig,
+    conditions: Conditions | None,
+    pilot: Pilot,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[Selection, CalibrationSet]:
     """How many samples each step gets, and the samples: x_t of each trajectory at the one step assigned to it."""
     selection = SELECTORS[config.selection.method].select(pilot, config.selection)
     steps = assign_steps(selection, config.seed)
+    conditions = None if conditions is None else conditions.rows(slice(0, len(steps)))
+    guidance_scale = config.sampler.guidance_scale
     x_t, t = record_at(
         network_of(pipeline),
         make_scheduler(pipeline, config.sampler),
@@ -133,10 +127,12 @@ def select_samples(
         steps,
         shape=sample_shape(pipeline),
         batch_size=config.forward_batch,
+        conditions=conditions,
+        guidance_scale=guidance_scale,
         device=device,
         progress=as_callback(progress, "record: calibration set"),
     )
-    return selection, CalibrationSet(x_t, t)
+    return selection, CalibrationSet.of_trajectories(x_t, t, conditions, guidance_scale)
 
 
 def select_uniform(pilot: Pilot, options: SelectionConfig) -> Selection:
@@ -178,22 +174,25 @@ SELECTORS: dict[str, Selector] = {
 def _feature_similarity(
     pipeline: DiffusionPipeline,
     config: QuantizeConfig,
+    conditions: Conditions | None,
     steps: Sequence[int],
     device: torch.device,
     progress: Progress,
 ) -> tdac.StepSimilarity:
-    network = network_of(pipeline)
+    """Under guidance the features of a step are those of all its network rows, unconditional and conditional."""
+    network, shape = network_of(pipeline), sample_shape(pipeline)
+    drawing: dict[str, Any] = {"shape": shape, "guidance_scale": config.sampler.guidance_scale, "device": device}
     wanted = set(steps)
     seeds = calibration_seeds(config.seed, config.selection.pilot_size)
     scheduler = make_scheduler(pipeline, config.sampler)
     similarity = tdac.StepSimilarity()
     progress.start("record: pilot", len(seeds) * config.sampler.steps)
     for start in range(0, len(seeds), config.forward_batch):
-        batch = seeds[start : start + config.forward_batch]
+        rows = slice(start, min(start + config.forward_batch, len(seeds)))
+        batch, own = seeds[rows], None if conditions is None else conditions.rows(rows)
         features = []
         with first_input(mid_feature_module(network)) as seen:
-            states = iterate(network, scheduler, batch, shape=sample_shape(pipeline), device=device)
-            for state in states:
+            for state in iterate(network, scheduler, batch, conditions=own, **drawing):
                 if state.step in wanted:
                     features.append(seen[0])
                 seen.clear()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli.compare import compare
+from mezzotint.cli.import_ import import_
 from mezzotint.cli.inspect import inspect
 from mezzotint.cli.output import BAD_INPUT, INTERRUPTED, fail
 from mezzotint.cli.quantize import quantize
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for command in (quantize, sample, compare, inspect):
     app.command()(command)
+app.command(name="import")(import_)
 app.add_typer(zoo, name="zoo")
 
 

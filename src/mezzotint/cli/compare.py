@@ -28,8 +28,12 @@ def compare(
         int,
         typer.Option(help="The images are those of the seeds from here on.", min=0, rich_help_panel=options.DRAWING),
     ] = 0,
+    prompts: options.Prompts = None,
+    labels: options.Labels = None,
+    guidance: options.Guidance = None,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
+    spacing: options.Spacing = None,
     eta: options.Eta = None,
     batch_size: options.BatchSize = 32,
     device: options.Device = "auto",
@@ -41,7 +45,8 @@ def compare(
 
     Both models draw the same seeds. PSNR and SSIM compare image with image,
     the Frechet distance (FD) the two sets of images, SQNR the predicted noise
-    along the trajectory. Latency is measured on this machine.
+    along the trajectory. Latency is measured on this machine. Prompts and
+    classes are of those that never calibrate, unless you name some.
 
     [b]Example[/b]
 
@@ -50,14 +55,16 @@ def compare(
     from mezzotint.evaluation.evaluate import evaluate, sample_pairs
     from mezzotint.evaluation.report import write_report
 
-    sampler = inputs.sampler_config(steps, scheduler, eta)
+    words = inputs.sampler_words(steps, scheduler, spacing, eta, guidance)
+    told = inputs.read_told(None, prompts, labels)
     inputs.check_writable(out, overwrite)
     place = inputs.find_device(device)
     with progress_bars() as progress:
         a = inputs.load_float(float_model, place, progress)
         b = inputs.load_artifact(quantized, place, progress)
+        sampler, given = inputs.sampler_config(b, words), inputs.check_told(a, told)
         draw: dict[str, Any] = {"samples": samples, "seed": seed, "sampler": sampler, "batch_size": batch_size}
-        pairs = sample_pairs(a, b, **draw, progress=as_callback(progress, "sample both models"))
+        pairs = sample_pairs(a, b, **draw, inputs=given, progress=as_callback(progress, "sample both models"))
         progress.start("measure", 1)
         evaluation = evaluate(a, b, **draw, device=place, pairs=pairs)
         progress.advance()
@@ -89,6 +96,9 @@ def _table(found: Evaluation, quantized: str, out: Path) -> Table:
         (f"FD of {found.samples} images, {found.distance.count} features", "0", f"{found.distance.fd.value:.2f}"),
         ("SQNR of eps, mean of steps", "", f"{found.sqnr_db:.2f} dB"),
     ]
+    if found.distance.train is not None:
+        train = found.distance.train
+        rows.insert(7, ("FD to the training images", f"{train.float_fd:.2f}", f"{train.quantized_fd:.2f}"))
     table = Table(
         "", "float", found.bits.upper(), title=verdict(found).headline, title_justify="left", title_style="bold"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,42 +22,123 @@ if TYPE_CHECKING:
 
 def parse_seeds(text: str) -> list[int]:
     """`0..3,8` -> [0, 1, 2, 3, 8]. Both ends of a range belong to it. Raises ConfigError for anything else."""
-    seeds: list[int] = []
-    for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
-        if match is None:
-            raise ConfigError(f"--seeds {text!r} cannot be read at {part!r}; write them as in 0..15 or 3,7,10..12")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ConfigError(f"--seeds {text!r}: {part} ends before it begins; write {last}..{first}")
-        seeds.extend(range(first, last + 1))
+    seeds = parse_numbers(text, "--seeds")
     repeated = len(seeds) - len(set(seeds))
     if repeated:
         raise ConfigError(f"--seeds {text!r}: {repeated} of them are named twice; the same seed gives the same image")
     return seeds
 
 
-def sampler_config(steps: int | None, scheduler: str | None, eta: float | None) -> SamplerConfig:
-    """The sampler that the three options describe; None is its default. Raises ConfigError for an unknown spacing."""
+def parse_numbers(text: str, option: str) -> list[int]:
+    """As `parse_seeds`, for any option; numbers may be named twice."""
+    numbers: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        if match is None:
+            raise ConfigError(f"{option} {text!r} cannot be read at {part!r}; write them as in 0..15 or 3,7,10..12")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"{option} {text!r}: {part} ends before it begins; write {last}..{first}")
+        numbers.extend(range(first, last + 1))
+    return numbers
+
+
+@dataclass(frozen=True)
+class SamplerWords:
+    """What the sampling options say, checked as far as that goes without a model; None is the model's own."""
+
+    kind: str | None = None
+    steps: int | None = None
+    spacing: str | None = None
+    eta: float | None = None
+    guidance_scale: float | None = None
+
+
+def sampler_words(
+    steps: int | None, scheduler: str | None, spacing: str | None, eta: float | None, guidance: float | None
+) -> SamplerWords:
+    """The five sampling options. Raises ConfigError for an unknown scheduler or spacing."""
+    return SamplerWords(check_scheduler(scheduler), steps, check_spacing(spacing), eta, guidance)
+
+
+def sampler_config(pipeline: DiffusionPipeline, words: SamplerWords) -> SamplerConfig:
+    """The usual sampler of `pipeline` with what the options change; plms brings its own spacing and eta.
+
+    Raises:
+        ConfigError: options that do not go together, or guidance for an unconditional model.
+    """
     from pydantic import ValidationError
 
+    from mezzotint.evaluation.drawing import usual_sampler
+    from mezzotint.models.conditioning import conditioning_kind
     from mezzotint.sampling.config import SamplerConfig
+    from mezzotint.sampling.schedulers import sampler_complaint
 
-    given = {"steps": steps, "spacing": check_spacing(scheduler), "eta": eta}
+    if words.guidance_scale is not None and conditioning_kind(pipeline) == "none":
+        raise ConfigError(f"--guidance: {type(pipeline).__name__} is unconditional, there is nothing to guide it by")
+    given = {name: value for name, value in asdict(words).items() if value is not None}
+    plms = {"spacing": "uniform", "eta": 0.0} if words.kind == "plms" else {}
     try:
-        return SamplerConfig(**{name: value for name, value in given.items() if value is not None})
+        return SamplerConfig(**{**usual_sampler(pipeline).model_dump(), **plms, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]}: {first['msg']} (got {first['input']!r})") from error
+        raise ConfigError(sampler_complaint(error, "--")) from error
 
 
-def check_spacing(scheduler: str | None) -> str | None:
-    """`scheduler` if it names a spacing of time steps, or None. Raises ConfigError otherwise."""
+def check_scheduler(scheduler: str | None) -> str | None:
+    """`scheduler` if it names a sampler, or None. Raises ConfigError otherwise."""
+    from mezzotint.sampling.schedulers import SCHEDULERS, SPACINGS
+
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        hint = f" (the spacing of the steps is --spacing {scheduler})" if scheduler in SPACINGS else ""
+        raise ConfigError(f"--scheduler: there is no {scheduler!r}; choose one of {', '.join(SCHEDULERS)}{hint}")
+    return scheduler
+
+
+def check_spacing(spacing: str | None) -> str | None:
+    """`spacing` if it names a spacing of time steps, or None. Raises ConfigError otherwise."""
     from mezzotint.sampling.schedulers import SPACINGS
 
-    if scheduler is not None and scheduler not in SPACINGS:
-        raise ConfigError(f"--scheduler: there is no {scheduler!r}; choose one of {', '.join(SPACINGS)}")
-    return scheduler
+    if spacing is not None and spacing not in SPACINGS:
+        raise ConfigError(f"--spacing: there is no {spacing!r}; choose one of {', '.join(SPACINGS)}")
+    return spacing
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user wants drawn: prompts or labels, and the option that said so; without values, whatever is usual."""
+
+    option: str = ""
+    values: list[str] | list[int] | None = None
+
+
+def read_told(prompt: list[str] | None, prompts: Path | None, labels: str | None) -> Told:
+    """The prompts or labels of the options. Raises ConfigError if two of them are given, or one cannot be read."""
+    from mezzotint.models.prompts import read_prompts
+
+    given = [name for name, value in (("--prompt", prompt), ("--prompts", prompts), ("--labels", labels)) if value]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one of them")
+    if prompt:
+        return Told("--prompt", list(prompt))
+    if prompts is not None:
+        return Told("--prompts", read_prompts(prompts))
+    return Told("--labels", parse_numbers(labels, "--labels")) if labels is not None else Told()
+
+
+def check_told(pipeline: DiffusionPipeline, told: Told) -> list[str] | list[int] | None:
+    """The prompts or labels, or None if none were given. Raises ConfigError if the model takes no such thing."""
+    from mezzotint.models.conditioning import check_inputs, conditioning_kind
+
+    if told.values is None:
+        return None
+    kind, name = conditioning_kind(pipeline), type(pipeline).__name__
+    if kind == "none":
+        raise ConfigError(f"{told.option}: {name} is unconditional, it takes no prompts and no labels")
+    if (kind == "class") != (told.option == "--labels"):
+        takes, use = ("class labels", "--labels") if kind == "class" else ("prompts", "--prompt or --prompts")
+        raise ConfigError(f"{told.option}: {name} takes {takes}; use {use}")
+    check_inputs(pipeline, kind, told.values)
+    return told.values
 
 
 def find_device(name: str) -> str:

@@ -85,6 +85,9 @@ def _totals(result: dict[str, Any]) -> dict[str, str]:
         rows["kernels"] = ", ".join(f"{count} {name}" for name, count in sorted(totals["kernels"].items()))
         smaller = totals["float_bytes"] / totals["bytes"]
         rows["network"] = f"{size(totals['float_bytes'])} -> {size(totals['bytes'])} ({smaller:.2f}x smaller)"
+        for name, part in result["parts"].items():
+            rows[name] = f"{part['bits'].upper()}, {part['layers']} layers on integers, {size(part['bytes'])}"
+        rows["whole pipeline"] = size(totals["pipeline_bytes"])
     else:
         units = Counter(unit["kind"] for unit in result["units"])
         rows["units"] = ", ".join(f"{count} {kind}" for kind, count in sorted(units.items()))

@@ -2,33 +2,87 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 DEFAULT_MODEL = "ddim-emoji"
-MODEL_HELP = "A zoo name (see [b]mezzotint zoo list[/b]), a folder in the diffusers layout, or a hub id ORG/NAME."
+MODEL_HELP = (
+    "A zoo name (see [b]mezzotint zoo list[/b]), a folder in the diffusers layout, an original checkpoint file, "
+    "or a hub id ORG/NAME."
+)
 METHOD = "Method"
 DRAWING = "Sampling"
 RUNNING = "Run"
+USUAL = "what the model's family is drawn with, or what the artifact was calibrated with"
+BUILT_IN = "those that come with the model, or built-in ones"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Sampler steps.", min=1, show_default="100, or what the preset says", rich_help_panel=DRAWING),
+    typer.Option(help="Sampler steps.", min=1, show_default=USUAL, rich_help_panel=DRAWING),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="Spacing of the DDIM time steps: [b]quadratic[/b] (dense near the image) or [b]uniform[/b].",
-        show_default="quadratic",
+        help="Sampler: [b]ddim[/b], or [b]plms[/b] (linear multistep, as Stable Diffusion's first scripts).",
+        show_default=USUAL,
+        rich_help_panel=DRAWING,
+    ),
+]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        help="Spacing of the time steps: [b]quadratic[/b] (dense near the image) or [b]uniform[/b].",
+        show_default=USUAL,
         rich_help_panel=DRAWING,
     ),
 ]
 Eta = Annotated[
     float | None,
     typer.Option(
-        help="Noise added at every step: 0 is DDIM, 1 is DDPM.", min=0.0, show_default="0", rich_help_panel=DRAWING
+        help="Noise added at every step: 0 is DDIM, 1 is DDPM.",
+        min=0.0,
+        max=1.0,
+        show_default=USUAL,
+        rich_help_panel=DRAWING,
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        help="Classifier-free guidance of a conditional model; 1 is without.",
+        min=0.0,
+        show_default=USUAL,
+        rich_help_panel=DRAWING,
+    ),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What a text model draws; repeat it for more. Image n shows prompt n, begun again where there are fewer.",
+        show_default=BUILT_IN,
+        rich_help_panel=DRAWING,
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The same from a file: one prompt a line, a JSON list, or COCO captions.",
+        show_default=BUILT_IN,
+        rich_help_panel=DRAWING,
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS",
+        help="What a class-conditional model draws: 3,7,12 or 0..9. Image n shows class n of these, likewise.",
+        show_default=BUILT_IN,
+        rich_help_panel=DRAWING,
     ),
 ]
 BatchSize = Annotated[

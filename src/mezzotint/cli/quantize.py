@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,8 @@ from mezzotint.cli.output import INTERRUPTED, facts, fail, guarded, progress_bar
 from mezzotint.errors import OutputError
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from mezzotint.config import QuantizeConfig
     from mezzotint.manifest import Manifest
 
@@ -72,6 +76,26 @@ def quantize(
             rich_help_panel=options.METHOD,
         ),
     ] = None,
+    prompts: options.Prompts = None,
+    labels: options.Labels = None,
+    quantize_vae: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantize the first stage (vae, vqvae) too, to these bits. Its rounding is not learned.",
+            metavar="BITS",
+            show_default="stays float",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    quantize_text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantize the text encoder too, to these bits. Its rounding is not learned.",
+            metavar="BITS",
+            show_default="stays float",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
     cache_gb: Annotated[
         float | None,
         typer.Option(
@@ -83,6 +107,8 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Same seed, same artifact.", min=0, rich_help_panel=options.METHOD)] = 1234,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
+    spacing: options.Spacing = None,
+    guidance: options.Guidance = None,
     eta: options.Eta = None,
     device: options.Device = "auto",
     resume: Annotated[
@@ -106,29 +132,48 @@ def quantize(
     mezzotint quantize google/ddpm-cifar10-32 -o cifar-w8a8 --bits w8a8 --device cuda
 
     mezzotint quantize ./my-model -o my-w4a8 --recipe nearest --calib-size 256
+
+    mezzotint quantize ./sd-v1 -o sd-w4a8 --prompts captions.txt --quantize-vae w8a8
     """
     from mezzotint.recipes.registry import make_config
 
-    config = make_config(
-        recipe,
-        bits,
-        preset,
-        calib_size=calib_size,
-        iters=iters,
-        batch_size=batch_size,
-        block_weighting=block_weighting,
-        cache_gb=cache_gb,
-        seed=seed,
-        steps=steps,
-        spacing=inputs.check_spacing(scheduler),
-        eta=eta,
-    )
+    words = inputs.sampler_words(steps, scheduler, spacing, eta, guidance)
+    told = inputs.read_told(None, prompts, labels)
+    plms = {"spacing": "uniform", "eta": 0.0} if words.kind == "plms" else {}
+    given = {name: value for name, value in asdict(words).items() if value is not None}
+    changes: dict[str, Any] = {
+        **{**plms, **given},
+        "calib_size": calib_size,
+        "iters": iters,
+        "batch_size": batch_size,
+        "block_weighting": block_weighting,
+        "cache_gb": cache_gb,
+        "vae_bits": quantize_vae,
+        "text_encoder_bits": quantize_text_encoder,
+        "seed": seed,
+    }
+    config = make_config(recipe, bits, preset, **changes)  # what is wrong with the options is said before hours of work
+
+    def configure(pipeline: DiffusionPipeline) -> QuantizeConfig:
+        from mezzotint.models.families import family_of
+
+        inputs.sampler_config(pipeline, words)  # for its complaints, which name the options
+        conditions = inputs.check_told(pipeline, told)
+        return make_config(recipe, bits, preset, family=family_of(pipeline), **changes, conditions=conditions)
+
     out = out or Path(f"{Path(model).name}-{config.bits}")
-    _run(model, out, config, inputs.find_device(device), resume=resume, overwrite=overwrite, json=json)
+    _run(model, out, configure, inputs.find_device(device), resume=resume, overwrite=overwrite, json=json)
 
 
 def _run(
-    model: str, out: Path, config: QuantizeConfig, device: str, *, resume: bool, overwrite: bool, json: bool
+    model: str,
+    out: Path,
+    configure: Callable[[DiffusionPipeline], QuantizeConfig],
+    device: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     from mezzotint.artifact import check_output, read_manifest, save_quantized
     from mezzotint.pipeline import quantize as run
@@ -138,6 +183,7 @@ def _run(
     try:
         with progress_bars() as progress:
             pipeline = inputs.load_float(model, "cpu", progress)
+            config = configure(pipeline)
             quantized = run(pipeline, config=config, device=device, progress=progress, resume_dir=kept)
             save_quantized(quantized, out, overwrite=overwrite)
     except KeyboardInterrupt:
@@ -184,6 +230,14 @@ def summary(manifest: Manifest, out: Path, float_bytes: int) -> dict[str, Any]:
         "units": dict(Counter(unit["kept"] for unit in units)),
         "float_bytes": float_bytes,
         "bytes": manifest.files["unet/quantized.safetensors"].bytes,
+        "parts": {
+            name: {
+                "bits": part.bits,
+                "bytes": manifest.files[f"{name}/quantized.safetensors"].bytes,
+                "sqnr_db": part.results["sqnr_db"],
+            }
+            for name, part in manifest.parts.items()
+        },
         "seconds": manifest.results.get("seconds", {}),
     }
 
@@ -198,5 +252,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
     }
     if result["units"]:
         rows["units"] = ", ".join(f"{count} {kept}" for kept, count in sorted(result["units"].items()))
+    for name, part in result["parts"].items():
+        rows[name] = f"{part['bits'].upper()}, {size(part['bytes'])}, {part['sqnr_db']:.1f} dB SQNR of its output"
     rows["time"] = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in result["seconds"].items())
     return rows

@@ -14,8 +14,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -25,64 +23,49 @@ from torch import Tensor
 
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation import cost, paired, steps
-from mezzotint.evaluation.features import Basis, basis_for, extract
-from mezzotint.evaluation.frechet import SAMPLES_PER_FEATURE, first_features, frechet_distance, statistics
+from mezzotint.evaluation.drawing import (
+    SAMPLES,
+    Pairs,
+    Progress,
+    calibrating_inputs,
+    quantization_of,
+    sample_pairs,
+    usual_sampler,
+)
+from mezzotint.evaluation.features import Basis, basis_for, extract, train_statistics
+from mezzotint.evaluation.frechet import (
+    SAMPLES_PER_FEATURE,
+    Statistics,
+    first_features,
+    frechet_distance,
+    statistics,
+)
 from mezzotint.evaluation.intervals import bootstrap
-from mezzotint.evaluation.result import Distance, Evaluation, Paired, Versions
+from mezzotint.evaluation.result import Distance, Evaluation, Paired, TrainDistance, Versions
+from mezzotint.models.conditioning import Inputs, input_label
+from mezzotint.models.decoding import image_shape
 from mezzotint.models.denoiser import example_inputs, network_of, sample_shape
+from mezzotint.models.families import model_folder
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.schedulers import make_scheduler
-from mezzotint.sampling.trajectory import sample
 from mezzotint.version import __version__
 
-Progress = Callable[[int, int], None]
+__all__ = ["Pairs", "compare_pairs", "compare_sets", "evaluate", "measure_cost", "sample_pairs", "usual_sampler"]
 
-SAMPLES = 256
+CHUNK_VALUES = 1 << 24  # image values compared at once, in float64: some hundred MB beside the images
 SQNR_SAMPLES = 32
 RESAMPLES = 20
 LOW_QUANTILE = 0.1
 LATENCY_BATCH = 4
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Images of both models [N, C, H, W] in [-1, 1]; row n of each comes from seed `seed + n`."""
-
-    float_images: Tensor
-    quantized_images: Tensor
-    seed: int
-    sampler: SamplerConfig
-    seconds: float
-
-
-def sample_pairs(
-    float_pipeline: Any,
-    quantized_pipeline: Any,
-    *,
-    samples: int = SAMPLES,
-    seed: int = 0,
-    sampler: SamplerConfig | None = None,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> Pairs:
-    """Images of both models for the seeds seed ... seed + samples - 1. `progress` counts the images of both."""
-    if samples < 2:
-        raise ConfigError(f"samples: an evaluation compares at least 2 images, got {samples}")
-    seeds, sampler, start = list(range(seed, seed + samples)), sampler or SamplerConfig(), time.perf_counter()
-    images = []
-    for half, pipeline in enumerate((float_pipeline, quantized_pipeline)):
-        counted = _shifted(progress, half * samples, 2 * samples)
-        images.append(sample(pipeline, seeds, sampler=sampler, batch_size=batch_size, progress=counted))
-    return Pairs(images[0], images[1], seed, sampler, time.perf_counter() - start)
-
-
 def compare_pairs(
     a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Paired:
     """PSNR and SSIM between images of the same seeds, with intervals over the images."""
-    mse = paired.mse_per_image(a, b)
+    mse = _by_chunks(paired.mse_per_image, a, b)
     psnr = paired.psnr_of_mse(mse)
-    ssim = paired.ssim_per_image(a, b) if paired.ssim_fits(*a.shape[-2:]) else None
+    ssim = _by_chunks(paired.ssim_per_image, a, b) if paired.ssim_fits(*a.shape[-2:]) else None
     draw: dict[str, Any] = {"count": len(a), "resamples": resamples, "seed": seed}
     return Paired(
         psnr_pooled=bootstrap(lambda rows: paired.psnr_pooled(mse[rows]), **draw),
@@ -94,9 +77,19 @@ def compare_pairs(
 
 
 def compare_sets(
-    a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], basis: Basis, *, resamples: int = RESAMPLES, seed: int = 0
+    a: Float[Tensor, "n c h w"],
+    b: Float[Tensor, "n c h w"],
+    basis: Basis,
+    *,
+    train: Statistics | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Distance:
-    """Frechet distance between the images of the two models; a resample takes the same seeds from both."""
+    """Frechet distance between the images of the two models; a resample takes the same seeds from both.
+
+    Args:
+        train: statistics of the training images in the same features: each model's distance to them is measured too.
+    """
     features_a, features_b = extract(a, basis), extract(b, basis)
 
     def distance(rows: Tensor) -> float:
@@ -110,6 +103,7 @@ def compare_sets(
         features=basis.label,
         count=count,
         warning=None if all_a.enough_samples else _too_few(len(a), count),
+        train=None if train is None else TrainDistance.of(*(frechet_distance(x, train) for x in (all_a, all_b))),
     )
 
 
@@ -121,6 +115,7 @@ def evaluate(
     seed: int = 0,
     sampler: SamplerConfig | None = None,
     batch_size: int = 32,
+    inputs: Inputs | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     pairs: Pairs | None = None,
@@ -130,45 +125,43 @@ def evaluate(
 
     Args:
         samples, seed: images of the seeds seed ... seed + samples - 1.
-        sampler: None is the default SamplerConfig.
+        sampler: None is the one that the quantized model was calibrated with.
+        inputs: prompts or class labels, as `sample_pairs`; not with `pairs`, which have theirs.
         progress: called with (images done, images in all), counting both models; not called when `pairs` are given.
         pairs: images from `sample_pairs` with the same samples, seed and sampler, so that a report can show the very
             images that were measured; None samples them here.
         resamples: bootstrap resamples of each interval.
     """
-    sampler = sampler or SamplerConfig()
+    sampler = sampler or usual_sampler(quantized_pipeline)
     float_pipeline.to(device)
     quantized_pipeline.to(device)
     if pairs is None:
         drawing: dict[str, Any] = {"samples": samples, "seed": seed, "sampler": sampler, "batch_size": batch_size}
-        pairs = sample_pairs(float_pipeline, quantized_pipeline, **drawing, progress=progress)
+        pairs = sample_pairs(float_pipeline, quantized_pipeline, **drawing, inputs=inputs, progress=progress)
+    elif inputs is not None:
+        raise ConfigError("inputs: the images of `pairs` were drawn already; give the inputs to sample_pairs")
     _check_pairs(pairs, samples, seed, sampler)
 
     a, b, watch = pairs.float_images, pairs.quantized_images, _Stopwatch(sample=pairs.seconds)
     with watch("compare"):
         images = compare_pairs(a, b, resamples=resamples, seed=seed)
-        distance = compare_sets(a, b, basis_for(_folder(float_pipeline), a), resamples=resamples, seed=seed)
+        folder = model_folder(float_pipeline)
+        train = train_statistics(folder)
+        distance = compare_sets(a, b, basis_for(folder, a), train=train, resamples=resamples, seed=seed)
     with watch("sqnr"):
-        rows = steps.eps_sqnr(
-            network_of(float_pipeline),
-            network_of(quantized_pipeline),
-            make_scheduler(float_pipeline, sampler),
-            range(seed, seed + min(samples, SQNR_SAMPLES)),
-            shape=sample_shape(float_pipeline),
-            steps=steps.measured_steps(sampler.steps),
-            batch_size=batch_size,
-        )
+        rows = _sqnr(float_pipeline, quantized_pipeline, pairs, batch_size)
     with watch("cost"):
         measured_cost = measure_cost(float_pipeline, quantized_pipeline)
     return Evaluation(
         model=_name(float_pipeline),
-        bits=str(getattr(_quantization(quantized_pipeline), "bits", "float")),
+        bits=str(getattr(quantization_of(quantized_pipeline), "bits", "float")),
         samples=samples,
         seed=seed,
         sampler=sampler.model_dump(mode="json"),
         batch_size=batch_size,
         device=cost.device_name(torch.device(device)),
-        shape=sample_shape(float_pipeline),
+        shape=image_shape(float_pipeline),
+        conditions=None if pairs.conditions is None else pairs.conditions.labels,
         paired=images,
         distance=distance,
         steps=rows,
@@ -178,7 +171,23 @@ def evaluate(
         resamples=resamples,
         seconds=watch.seconds,
         versions=_versions(),
-        warnings=_warnings(images, distance),
+        warnings=_warnings(images, distance) + _overlap(quantized_pipeline, pairs),
+    )
+
+
+def _sqnr(float_pipeline: Any, quantized_pipeline: Any, pairs: Pairs, batch_size: int) -> list[steps.StepSqnr]:
+    """SQNR of eps on the first trajectories of `pairs`, with their conditions."""
+    count = min(len(pairs.float_images), SQNR_SAMPLES)
+    return steps.eps_sqnr(
+        network_of(float_pipeline),
+        network_of(quantized_pipeline),
+        make_scheduler(float_pipeline, pairs.sampler),
+        range(pairs.seed, pairs.seed + count),
+        shape=sample_shape(float_pipeline),
+        steps=steps.measured_steps(pairs.sampler.steps),
+        batch_size=batch_size,
+        conditions=None if pairs.conditions is None else pairs.conditions.rows(slice(0, count)),
+        guidance_scale=pairs.sampler.guidance_scale,
     )
 
 
@@ -187,7 +196,7 @@ def measure_cost(float_pipeline: Any, quantized_pipeline: Any) -> cost.Cost:
     float_network, quantized_network = network_of(float_pipeline), network_of(quantized_pipeline)
     inputs = example_inputs(float_network, LATENCY_BATCH)
     macs = cost.count_macs(float_network, *inputs)
-    layers = getattr(_quantization(quantized_pipeline), "layers", {})
+    layers = getattr(quantization_of(quantized_pipeline), "layers", {})
     return cost.Cost(
         network=cost.network_sizes(float_network, quantized_network),
         pipeline=cost.pipeline_sizes(float_pipeline, quantized_pipeline),
@@ -212,20 +221,9 @@ class _Stopwatch:
         self.seconds[part] = time.perf_counter() - start
 
 
-def _quantization(pipeline: Any) -> Any:
-    """The manifest of a quantized pipeline, None for a float one."""
-    return getattr(network_of(pipeline), "quantization", None)
-
-
-def _folder(pipeline: Any) -> Path | None:
-    """The folder a pipeline was loaded from, None if it was not loaded from one."""
-    source = getattr(pipeline, "name_or_path", None)
-    return Path(source) if source and Path(source).is_dir() else None
-
-
 def _name(pipeline: Any) -> str:
     """Name of a float model without the path of this machine."""
-    folder = _folder(pipeline)
+    folder = model_folder(pipeline)
     return folder.resolve().name if folder else str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
 
 
@@ -251,6 +249,22 @@ def _warnings(image_quality: Paired, distance: Distance) -> list[str]:
     return found
 
 
+def _overlap(quantized_pipeline: Any, pairs: Pairs) -> list[str]:
+    """A warning if images were drawn with inputs that calibrated the model."""
+    used = {input_label(value) for value in calibrating_inputs(quantized_pipeline)}
+    labels = [] if pairs.conditions is None else pairs.conditions.labels
+    shared = sum(label in used for label in labels)
+    return [f"{shared} of {len(labels)} images were drawn with inputs that calibrated this model"] if shared else []
+
+
+def _by_chunks(
+    measure: Callable[[Tensor, Tensor], Tensor], a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]
+) -> Float[Tensor, " n"]:
+    """`measure` of each pair, so many pairs at once that large images fit in memory too."""
+    size = max(1, CHUNK_VALUES // max(1, a[0].numel()))
+    return torch.cat([measure(*parts) for parts in zip(a.split(size), b.split(size), strict=True)])
+
+
 def _versions() -> Versions:
     return Versions(
         mezzotint=__version__,
@@ -258,10 +272,3 @@ def _versions() -> Versions:
         diffusers=diffusers.__version__,
         python=platform.python_version(),
     )
-
-
-def _shifted(progress: Progress | None, offset: int, total: int) -> Progress | None:
-    """The same progress, counted on from `offset` towards `total`."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(offset + done, total)

@@ -15,26 +15,34 @@ all.
     components  float32  [K, D]     orthonormal principal axes, largest variance first
 
 Both maps are linear and the axes have length one, so a feature is in the units of a pixel (times sqrt(D) at most).
+Images larger than 32 pixels are first averaged over windows down to 32 x 32 (`small`): a basis of larger ones would be
+tens of megabytes and mostly noise. The label says so.
+
 The basis comes with the model (`features.safetensors`); for a model without one it is fitted to the images of the
 float model, and the label in every result says which. Such features are blind to what a photograph *shows*: they
 measure the distance of a quantized model to its own float model and must not be compared with published Inception
-FIDs.
+FIDs. Mean and covariance of the training images' features (`train_stats.safetensors`) come with some models; a distance
+to them is as blind, and only says whether quantization moved the images away from what the float model had reached.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from mezzotint.errors import ModelError
+from mezzotint.evaluation.frechet import Statistics
 
 BASIS_FILE = "features.safetensors"
+TRAIN_FILE = "train_stats.safetensors"
 COMPONENTS = 64
+SIDE = 32
 POOLED_SIDE = 8
 
 
@@ -46,16 +54,25 @@ class Basis:
         mean: [D] mean image.
         components: [K, D] orthonormal rows.
         source: where the axes come from, in words that a reader of a table understands.
+        averaged: whether the images are larger than 32 pixels and averaged down to that.
     """
 
     mean: Tensor
     components: Tensor
     source: str
+    averaged: bool = False
 
     @property
     def label(self) -> str:
         """Name of the features for tables: what they are and where the axes come from."""
-        return f"{len(self.components)} PCA coordinates ({self.source}) + {POOLED_SIDE}x{POOLED_SIDE} pooled pixels"
+        pooled = f"{POOLED_SIDE}x{POOLED_SIDE} pooled pixels"
+        of = f" of the images averaged down to {SIDE}x{SIDE}" if self.averaged else ""
+        return f"{len(self.components)} PCA coordinates ({self.source}) + {pooled}{of}"
+
+
+def small(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+    """Images of at most 32 x 32 as they are; larger ones as 32 x 32 averages over equal windows."""
+    return adaptive_avg_pool2d(images.float(), SIDE) if _is_large(images) else images
 
 
 def load_basis(folder: str | Path) -> Basis | None:
@@ -63,11 +80,7 @@ def load_basis(folder: str | Path) -> Basis | None:
     path = Path(folder) / BASIS_FILE
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            mean, components = file.get_tensor("mean").float(), file.get_tensor("components").float()
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: expected tensors `mean` [D] and `components` [K, D]: {error}") from error
+    mean, components = _tensors(path, "mean", "components")
     if mean.ndim != 1 or components.ndim != 2 or components.shape[1] != len(mean):
         raise ModelError(
             f"{path}: expected `mean` [D] and `components` [K, D], got {list(mean.shape)} and {list(components.shape)}"
@@ -77,21 +90,37 @@ def load_basis(folder: str | Path) -> Basis | None:
 
 def fit_basis(images: Float[Tensor, "n c h w"], count: int = COMPONENTS) -> Basis:
     """Principal axes of these images: at most `count`, and never more than n - 1 (n images span no more)."""
-    flat = images.flatten(1).double()
+    flat = small(images).flatten(1).double()
     mean = flat.mean(dim=0)
     _, _, axes = torch.linalg.svd(flat - mean, full_matrices=False)
     kept = max(1, min(count, len(images) - 1))
-    return Basis(mean.float(), axes[:kept].float(), "fitted to the float model's images")
+    return Basis(mean.float(), axes[:kept].float(), "fitted to the float model's images", _is_large(images))
 
 
 def basis_for(folder: str | Path | None, float_images: Float[Tensor, "n c h w"]) -> Basis:
     """The basis of the model in `folder` if it ships one, else a basis fitted to the float model's images."""
     shipped = load_basis(folder) if folder is not None else None
-    return fit_basis(float_images) if shipped is None else shipped
+    return fit_basis(float_images) if shipped is None else replace(shipped, averaged=_is_large(float_images))
+
+
+def train_statistics(folder: str | Path | None) -> Statistics | None:
+    """Statistics of the training images in the features of the basis in the same folder; None if it has not both.
+
+    Raises:
+        ModelError: a file that cannot be used.
+    """
+    path = None if folder is None else Path(folder) / TRAIN_FILE
+    if path is None or not path.is_file() or not (path.parent / BASIS_FILE).is_file():
+        return None
+    mean, cov = _tensors(path, "mean", "cov")
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ModelError(f"{path}: expected `mean` [F] and `cov` [F, F], got {list(mean.shape)} and {list(cov.shape)}")
+    return Statistics(mean.double(), cov.double(), samples=None)
 
 
 def extract(images: Float[Tensor, "n c h w"], basis: Basis) -> Float[Tensor, "n f"]:
     """Features of each image in float64: K principal coordinates first, then C*8*8 pooled pixels (equation 1)."""
+    images = small(images)
     flat = images.flatten(1).double()
     if flat.shape[1] != len(basis.mean):
         raise ModelError(
@@ -100,5 +129,18 @@ def extract(images: Float[Tensor, "n c h w"], basis: Basis) -> Float[Tensor, "n 
             f"without {BASIS_FILE} one is fitted to the float model's images"
         )
     coordinates = (flat - basis.mean.double()) @ basis.components.double().T
-    pooled = torch.nn.functional.adaptive_avg_pool2d(images.double(), POOLED_SIDE).flatten(1)
+    pooled = adaptive_avg_pool2d(images.double(), POOLED_SIDE).flatten(1)
     return torch.cat([coordinates, pooled], dim=1)
+
+
+def _is_large(images: Tensor) -> bool:
+    return max(images.shape[-2:]) > SIDE
+
+
+def _tensors(path: Path, *names: str) -> list[Tensor]:
+    """float32 tensors of a safetensors file. ModelError if it lacks one or is no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_tensor(name).float() for name in names]
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: expected tensors {' and '.join(names)}: {error}") from error

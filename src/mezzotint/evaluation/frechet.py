@@ -26,16 +26,16 @@ SAMPLES_PER_FEATURE = 2
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [f] and covariance [f, f] of a set of features, float64, and how many samples they are made of."""
+    """Mean [f] and covariance [f, f] of a set of features, float64; how many samples, None if that is not recorded."""
 
     mean: Tensor
     cov: Tensor
-    samples: int
+    samples: int | None
 
     @property
     def enough_samples(self) -> bool:
         """At least two samples a feature; with fewer the distance says more about the sample than about the model."""
-        return self.samples >= SAMPLES_PER_FEATURE * len(self.mean)
+        return self.samples is not None and self.samples >= SAMPLES_PER_FEATURE * len(self.mean)
 
 
 def statistics(features: Float[Tensor, "n f"]) -> Statistics:

@@ -139,6 +139,7 @@ def pairs(evaluation: Evaluation, a: Tensor, b: Tensor, rows: Any) -> list[dict[
         {
             "seed": evaluation.seed + row,
             "psnr": evaluation.paired.psnr_images[row],
+            "label": evaluation.conditions[row] if evaluation.conditions else None,
             "float": pictures.data_uri(a[row]),
             "quantized": pictures.data_uri(b[row]),
             "difference": pictures.data_uri(pictures.difference(a[row], b[row], DIFFERENCE_GAIN)),

@@ -37,6 +37,22 @@ class Paired(BaseModel):
     psnr_images: list[float]
 
 
+class TrainDistance(BaseModel):
+    """Frechet distances of each model's images to the training images, in the features of `Distance`.
+
+    The float model's is the yardstick: what is beyond it (or below it, by chance) is quantization's.
+    """
+
+    model_config = FROZEN
+
+    float_fd: float
+    quantized_fd: float
+
+    @classmethod
+    def of(cls, float_fd: float, quantized_fd: float) -> TrainDistance:
+        return cls(float_fd=float_fd, quantized_fd=quantized_fd)
+
+
 class Distance(BaseModel):
     """Frechet distance between the images of the two models.
 
@@ -46,6 +62,7 @@ class Distance(BaseModel):
         features: which features, in words.
         count: how many features.
         warning: why not to trust it, or None.
+        train: distances to the training images, None where the model ships no statistics of them.
     """
 
     model_config = FROZEN
@@ -55,6 +72,7 @@ class Distance(BaseModel):
     features: str
     count: int
     warning: str | None
+    train: TrainDistance | None = None
 
 
 class Versions(BaseModel):
@@ -74,6 +92,8 @@ class Evaluation(BaseModel):
     Attributes:
         samples, seed: images of the seeds seed ... seed + samples - 1, from both models.
         sampler: fields of the SamplerConfig.
+        shape: (C, H, W) of an image.
+        conditions: the prompt or class of each image, None for unconditional models.
         sqnr_db: mean of the dB values in `steps`.
         sqnr_samples: trajectories behind `steps`.
         resamples: bootstrap resamples behind every interval.
@@ -91,6 +111,7 @@ class Evaluation(BaseModel):
     batch_size: int
     device: str
     shape: tuple[int, int, int]
+    conditions: list[str] | None = None
     paired: Paired
     distance: Distance
     steps: list[StepSqnr]

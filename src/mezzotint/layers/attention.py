@@ -3,13 +3,23 @@
 diffusers keeps the arithmetic of its `Attention` in an exchangeable processor; ours is a module with two children, so
 the products are layers like any other: they have a name, a spec, and a simulated and an integer form. Softmax itself
 stays in float. Quantizing q and k before or after the factor d**-0.5 is the same, since a grid scales with its
-tensor.
+tensor. In cross-attention k and v come from the context; it is quantized as what it is, the input of `to_k` and `to_v`.
 """
 
 from __future__ import annotations
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+
+
+def has_plain_products(attention: Attention) -> bool:
+    """Whether `attention` is softmax(q k^T) v of three projections and nothing else.
+
+    Normed queries, a second context or fewer heads of k than of q are not; none of the models we know has them.
+    """
+    extras = (attention.norm_q, attention.norm_k, attention.added_kv_proj_dim)
+    whole = None not in (attention.to_k, attention.to_v, attention.to_out)
+    return whole and all(extra is None for extra in extras) and attention.inner_kv_dim == attention.inner_dim
 
 
 class QuantizedAttnProcessor(nn.Module):
@@ -65,6 +75,8 @@ class QuantizedAttnProcessor(nn.Module):
         if attention_mask is not None:
             tokens, batch = context.shape[1], context.shape[0]
             scores = scores + attn.prepare_attention_mask(attention_mask, tokens, batch)
+        if attn.upcast_softmax:
+            scores = scores.float()
         probabilities = scores.softmax(dim=-1).to(v.dtype)
         hidden_states = attn.batch_to_head_dim(self.pv(probabilities, v))  # [B, N, C]
 

@@ -42,7 +42,7 @@ class SimulatedLayer(nn.Module):
             raise ValueError(f"a {spec.kind} layer needs a weight grid")
         self.spec = spec
         self.weight_spec = spec.weight
-        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)  # the float model's own memory: never written
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("weight_codes", torch.zeros_like(self.weight, dtype=spec.weight.dtype))
         self.register_buffer("weight_scale", weight.new_ones(spec.weight.n_groups, weight.shape[0]))

@@ -47,9 +47,15 @@ def set_module_(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def prepare(network: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the float `network` whose layers named in `plan` are simulated, with scales still to be fitted."""
+    """A copy of the float `network` whose layers named in `plan` are simulated, with scales still to be fitted.
+
+    The simulated layers share the memory of the float weights.
+    """
     device = next(network.parameters()).device
-    simulated = _exchange_(copy.deepcopy(network), plan, FakeQuantConv2d, FakeQuantLinear, FakeQuantMatMul)
+    layers = [network.get_submodule(name) for name, spec in plan.items() if spec.kind != "matmul"]
+    shared = {id(layer.weight): layer.weight for layer in layers}
+    simulated = copy.deepcopy(network, memo=dict(shared))
+    simulated = _exchange_(simulated, plan, FakeQuantConv2d, FakeQuantLinear, FakeQuantMatMul)
     return simulated.to(device).eval()
 
 

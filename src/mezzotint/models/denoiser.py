@@ -12,7 +12,6 @@ clean sample or a velocity; the scheduler knows. We call the raw output eps ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mezzotint.errors import ModelError
-
-Cond = Mapping[str, Tensor]
+from mezzotint.models.conditions import Cond
 
 DENOISERS: tuple[Any, ...] = (UNet2DModel, UNet2DConditionModel)
 EXAMPLE_TOKENS = 8  # length of the text states in example inputs
@@ -82,8 +80,9 @@ def predict_eps(
     cond: Cond | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """The network's output in the dtype of x_t; computed in the network's own dtype."""
-    t = torch.as_tensor(t, dtype=torch.int64, device=x_t.device).expand(len(x_t))
-    eps = network(x_t.to(_float_dtype(network)), t, **(cond or {}), return_dict=False)[0]
+    t, dtype = torch.as_tensor(t, dtype=torch.int64, device=x_t.device).expand(len(x_t)), _float_dtype(network)
+    cond = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in (cond or {}).items()}
+    eps = network(x_t.to(dtype), t, **cond, return_dict=False)[0]
     return eps.to(x_t.dtype)
 
 

@@ -15,9 +15,19 @@ Defaults follow the paper where it is silent about faults of the released code; 
 
 from __future__ import annotations
 
-from mezzotint.config import QuantizeConfig
+from mezzotint.config import QuantizeConfig, ReconstructionConfig, SelectionConfig
+from mezzotint.models.families import Family
+from mezzotint.recipes.paper import PAPER
+from mezzotint.sampling.defaults import SAMPLERS
 
 
-def eda_dm(bits: str) -> QuantizeConfig:
-    """Config of EDA-DM at `bits`."""
-    return QuantizeConfig(recipe="eda-dm", bits=bits)
+def eda_dm(bits: str, family: Family = "ddim") -> QuantizeConfig:
+    """Config of EDA-DM at `bits` for a model of `family`, with the paper's sampler, lambda and gamma for it."""
+    paper = PAPER[family]
+    return QuantizeConfig(
+        recipe="eda-dm",
+        bits=bits,
+        sampler=SAMPLERS[family],
+        selection=SelectionConfig(variety_weight=paper.variety_weight),
+        reconstruction=ReconstructionConfig(layer_weight=paper.layer_weight),
+    )

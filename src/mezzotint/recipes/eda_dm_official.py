@@ -1,9 +1,10 @@
-"""EDA-DM as its authors released it (CIFAR-10 settings), faults included, so that every fix can be measured.
+"""EDA-DM as its authors released it, faults included, so that every fix can be measured.
 
-From the description of the released code: symmetric ranges for activations too (an inverted flag), searched per batch
-and averaged; absolute density radius 3.0, plain rounding of the counts, repeated times counted; the first
+Sizes, learning rates and radius are those of `paper`, family by family. From the description of the released code:
+symmetric ranges for activations too (an inverted flag), searched per batch
+and averaged; absolute density radius, plain rounding of the counts, repeated times counted; the first
 *registered* weight (a time-embedding layer) and conv_out's weight at 8 bit, conv_out's input float; no rounding
-regulariser; learning rates 0.5 / 5e-4 at 4-bit and 5e-2 / 1e-3 at 8-bit weights; the last registered layer of a unit
+regulariser; the last registered layer of a unit
 left out of the layer loss; layer losses from a second quantized forward with new QDrop masks;
 learned rounding kept even where it lost.
 """
@@ -11,29 +12,33 @@ learned rounding kept even where it lost.
 from __future__ import annotations
 
 from mezzotint.config import QuantizeConfig, RangeConfig, ReconstructionConfig, SelectionConfig
-from mezzotint.grid.bits import parse_bits
+from mezzotint.models.families import Family
+from mezzotint.recipes.paper import PAPER
+from mezzotint.sampling.defaults import SAMPLERS
 
 
-def eda_dm_official(bits: str) -> QuantizeConfig:
-    """Config of the released EDA-DM at `bits`."""
-    low = parse_bits(bits).weight < 8
+def eda_dm_official(bits: str, family: Family = "ddim") -> QuantizeConfig:
+    """Config of the released EDA-DM at `bits` for a model of `family`."""
+    paper = PAPER[family]
     return QuantizeConfig(
         recipe="eda-dm-official",
         bits=bits,
         edge_layers="released",
+        sampler=SAMPLERS[family],
         selection=SelectionConfig(
-            calib_size=1024,
-            pilot_size=1024,
-            variety_weight=1.2,
-            radius=3.0,
+            calib_size=paper.calib_size,
+            pilot_size=paper.pilot_size,
+            variety_weight=paper.variety_weight,
+            radius=paper.radius,
             merge_repeated=False,
             allocation="round",
         ),
         ranges=RangeConfig(symmetric_activations=True, method="ema"),
         reconstruction=ReconstructionConfig(
-            iters=5000,
-            rounding_lr=0.5 if low else 5e-2,
-            step_lr=5e-4 if low else 1e-3,
+            iters=paper.iters,
+            batch_size=paper.batch_size,
+            layer_weight=paper.layer_weight,
+            **paper.learning_rates(bits),
             step_parameter="linear",
             inner_layers="registered",
             rounding_weight=0.0,

@@ -7,13 +7,16 @@ comparison isolates what selection and reconstruction bring.
 from __future__ import annotations
 
 from mezzotint.config import QuantizeConfig, SelectionConfig
+from mezzotint.models.families import Family
+from mezzotint.sampling.defaults import SAMPLERS
 
 
-def nearest(bits: str) -> QuantizeConfig:
-    """Config of round-to-nearest at `bits`."""
+def nearest(bits: str, family: Family = "ddim") -> QuantizeConfig:
+    """Config of round-to-nearest at `bits` for a model of `family`."""
     return QuantizeConfig(
         recipe="nearest",
         bits=bits,
+        sampler=SAMPLERS[family],
         selection=SelectionConfig(method="uniform"),
         reconstruction=None,
         drift_trajectories=0,

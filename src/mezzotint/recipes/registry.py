@@ -3,46 +3,64 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mezzotint.config import FLAT_FIELDS, QuantizeConfig, override
 from mezzotint.errors import ConfigError
+from mezzotint.models.families import Family
 from mezzotint.recipes.eda_dm import eda_dm
 from mezzotint.recipes.eda_dm_official import eda_dm_official
 from mezzotint.recipes.nearest import nearest
+from mezzotint.recipes.paper import PAPER
 
-RECIPES: dict[str, Callable[[str], QuantizeConfig]] = {
+RECIPES: dict[str, Callable[[str, Family], QuantizeConfig]] = {
     "nearest": nearest,
     "eda-dm": eda_dm,
     "eda-dm-official": eda_dm_official,
 }
 
-# fast: minutes on two CPU cores. default: minutes on a GPU. paper: what the paper's code spends (CIFAR-10 settings).
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"steps": 20, "calib_size": 256, "pilot_size": 16, "iters": 100, "batch_size": 16, "rounding_lr": 0.5},
-    "default": {},
-    "paper": {"steps": 100, "calib_size": 1024, "iters": 5000, "batch_size": 32},
-}
+# Seconds to spend, not what to compute: minutes on two CPU cores; minutes on a GPU; what the paper's code spends.
+PRESETS = ("fast", "default", "paper")
+_FAST = {"steps": 20, "calib_size": 256, "pilot_size": 16, "iters": 100, "batch_size": 16, "rounding_lr": 0.5}
 
 
-def make_config(recipe: str = "eda-dm", bits: str = "w4a8", preset: str = "default", **changes: Any) -> QuantizeConfig:
-    """The config of `recipe` at `bits`, spending what `preset` says, with single options changed by their flat names.
+def make_config(
+    recipe: str = "eda-dm",
+    bits: str = "w4a8",
+    preset: str = "default",
+    *,
+    family: Family = "ddim",
+    **changes: Any,
+) -> QuantizeConfig:
+    """The config of `recipe` at `bits` for a model of `family` (`mezzotint.models.families.family_of`).
 
-    Options of the preset that the recipe lacks (such as iterations of `nearest`) are left out; a *named* option that
-    the recipe lacks raises ConfigError, like an unknown recipe or preset.
+    It spends what `preset` says; single options change by their flat names. Options of the preset that the recipe lacks
+    (such as iterations of `nearest`) are left out; a *named* option that the recipe lacks raises ConfigError, like an
+    unknown recipe or preset.
     """
     if recipe not in RECIPES:
         raise ConfigError(f"no recipe {recipe!r}{_suggest(recipe, RECIPES)}; the recipes are {', '.join(RECIPES)}")
-    if preset not in PRESETS:
-        raise ConfigError(f"no preset {preset!r}{_suggest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}")
-    config = RECIPES[recipe](bits)
-    spending = dict(PRESETS[preset])
+    config = RECIPES[recipe](bits, family)
+    spending = preset_options(preset, bits, family)
     if config.reconstruction is None:
         spending = {name: value for name, value in spending.items() if FLAT_FIELDS[name][0] != "reconstruction"}
     return override(override(config, **spending), **changes)
 
 
-def _suggest(name: str, known: dict[str, Any]) -> str:
+def preset_options(preset: str, bits: str, family: Family) -> dict[str, Any]:
+    """What a preset changes, by flat names.
+
+    "paper" takes everything of `PAPER` but the radius, which is absolute, and the rate of the activation steps: ours is
+    relative to each step (`reconstruction.steps`), theirs absolute.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset {preset!r}{_suggest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}")
+    if preset == "fast":
+        return dict(_FAST)
+    return PAPER[family].spending(bits) if preset == "paper" else {}
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -16,8 +16,13 @@ Nearly all the weight lies on the first steps: at t = 800 of the linear schedule
 which no loss of a block notices, tints the picture by 0.05. The network answers to such a tint, so (2) is a bound and
 not the tint itself; what (3) brings is measured in docs/LOG.md.
 
+Of a network that predicts a velocity or the clean sample, the output's error moves eps by a factor k_i, sqrt(a_i) or
+-sqrt(a_i / (1 - a_i)); its weight is w_i k_i. With guidance, e_i is the error of the guided eps: a constant passes
+through guidance as it is. PLMS and eta > 0 weigh the steps a little otherwise than (1); the same weights are used.
+
     name  dtype    shape      meaning
-    e_i   float32  [C]        mean over samples and pixels of eps of the simulated minus that of the float network
+    e_i   float32  [C]        mean over samples and pixels of eps of the simulated minus that of the float network;
+                              under guidance of the guided eps, which a bias shifts by as much
     b     float32  [C]        taken off the bias of conv_out
 
 Not in the paper: per-channel bias correction is known from classification networks (Nagel et al. 2019,
@@ -27,8 +32,6 @@ seeds that no calibration sample has.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,12 +39,14 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mezzotint.calibration.rows import calibration_conditions
 from mezzotint.calibration.selection import calibration_seeds
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError
-from mezzotint.models.denoiser import network_of, predict_eps, sample_shape
+from mezzotint.models.denoiser import network_of, sample_shape
 from mezzotint.models.units import layers_by_role
 from mezzotint.progress import Progress
+from mezzotint.sampling.guidance import guided_eps
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
 from mezzotint.sampling.trajectory import iterate
 
@@ -75,11 +80,12 @@ def correct_output_(
 
 
 def drift_weights(scheduler: DDIM) -> Float[Tensor, " steps"]:
-    """w_i of equation (2), float64; zero for a step that goes nowhere."""
-    alphas = scheduler.alphas_cumprod.double()
-    noise = [((1 - alphas[t]) / alphas[t]).sqrt() for t in scheduler.times]
-    noise.append(torch.zeros((), dtype=torch.float64))
-    return torch.stack([here - after for here, after in itertools.pairwise(noise)])
+    """w_i k_i of the network's output at every step, float64; zero for a step that goes nowhere."""
+    alphas = scheduler.alphas_cumprod.double()[scheduler.times]
+    noise = ((1 - alphas) / alphas).sqrt()
+    steps = noise - torch.cat([noise[1:], torch.zeros(1, dtype=noise.dtype)])
+    factors = {"epsilon": torch.ones_like(alphas), "v_prediction": alphas.sqrt(), "sample": -1 / noise}
+    return steps * factors[scheduler.config.prediction_type]
 
 
 def mean_errors(
@@ -92,18 +98,21 @@ def mean_errors(
 ) -> Float[Tensor, "steps c"]:
     """e_i of every step on float trajectories, float64 on the CPU."""
     floating, shape, count = network_of(pipeline), sample_shape(pipeline), config.drift_trajectories
-    used = config.selection.calib_size
+    used, scale = config.selection.calib_size, config.sampler.guidance_scale
     seeds = calibration_seeds(config.seed, used + count)[used:]
+    conditions = calibration_conditions(pipeline, config, count)
     total = torch.zeros(len(scheduler.times), shape[0], dtype=torch.float64, device=device)
     progress.start("correct the output", count * len(scheduler.times))
-    for batch in _batches(seeds, config.forward_batch):
-        for state in iterate(floating, scheduler, batch, shape=shape, device=device):
-            error = predict_eps(simulated, state.x_t, state.t) - state.eps
+    for rows in _batches(count, config.forward_batch):
+        told = None if conditions is None else conditions.rows(rows).to(device)
+        drawing: dict[str, Any] = {"shape": shape, "conditions": told, "guidance_scale": scale, "device": device}
+        for state in iterate(floating, scheduler, seeds[rows], **drawing):
+            error = guided_eps(simulated, state.x_t, state.t, told, scale) - state.eps
             total[state.step] += error.double().mean((2, 3)).sum(0)
-            progress.advance(len(batch))
+            progress.advance(len(error))
     progress.finish()
     return total.cpu() / count
 
 
-def _batches(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+def _batches(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -179,7 +179,10 @@ class _Trainer:
         first = not self.target.numel()
         for key, rows in (("quantized", problem.quantized_inputs), ("float", problem.float_inputs)):
             for place, kept in rows.items():
-                self.buffers[key][place] = _fill(self.buffers[key].get(place), kept.read(picks))
+                if key == "float" and kept is problem.quantized_inputs.get(place):  # such as the conditions
+                    self.buffers[key][place] = self.buffers["quantized"][place]
+                else:
+                    self.buffers[key][place] = _fill(self.buffers[key].get(place), kept.read(picks))
         self.target = _fill(None if first else self.target, problem.target.read(picks))
         if problem.weight is not None:
             self.weight = _fill(self.weight, problem.weight.read(picks))

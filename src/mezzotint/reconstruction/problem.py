@@ -12,9 +12,8 @@ from mezzotint.layers.simulated import SimulatedLayer
 from mezzotint.models.units import Unit
 from mezzotint.reconstruction.losses import feature_axis, lp_loss
 from mezzotint.reconstruction.store import RowStore, RowTensor
-from mezzotint.reconstruction.walk import Call, Walker
+from mezzotint.reconstruction.walk import Call, Place, Walker
 
-Place = int | str
 MAIN: Place = 0
 
 
@@ -28,6 +27,7 @@ class UnitProblem:
         quantized_inputs: per argument place, rows as the quantized prefix gives them.
         float_inputs: the same from the float network.
         target: rows of the float unit's output.
+        owned: the inputs that are kept for this unit alone; the others belong to earlier units or to the conditions.
         weight: rows of the Fisher weights of the output, or None.
     """
 
@@ -39,38 +39,36 @@ class UnitProblem:
     float_inputs: dict[Place, RowTensor]
     target: RowTensor
     n_rows: int
+    owned: list[RowTensor]
     weight: RowTensor | None = None
     layers: dict[str, SimulatedLayer] = field(default_factory=dict)
     grids: dict[str, ActivationQuantizer] = field(default_factory=dict)
 
     def release(self) -> None:
-        """Frees the inputs and weights (the target may live on as a remembered output)."""
-        for rows in (*self.quantized_inputs.values(), *self.float_inputs.values()):
+        """Frees the inputs and weights of this unit; its target may live on."""
+        for rows in self.owned:
             rows.release()
         if self.weight is not None:
             self.weight.release()
-
-    @torch.no_grad()
-    def output(self, batch: int, store: RowStore) -> RowTensor | None:
-        """Rows of the simulated unit's output on the quantized inputs, if memory allows keeping them."""
-        kept = store.allocate_optional(tuple(self.target.tensor.shape))
-        if kept is not None:
-            for rows in self.batches(batch):
-                kept.write(rows, self.run(rows))
-        return kept
 
     def run(self, rows: slice) -> Tensor:
         """Output of the simulated unit on the quantized inputs."""
         return self.call(self.simulated, {k: v.read(rows) for k, v in self.quantized_inputs.items()})
 
     @torch.no_grad()
-    def block_loss(self, batch: int) -> float:
-        """Mean block loss over all rows on the quantized inputs, no dropping: what is deployed."""
+    def block_loss(self, batch: int, output: RowTensor | None = None) -> float:
+        """Mean block loss over all rows on the quantized inputs, no dropping: what is deployed.
+
+        Args:
+            output: takes the rows of the simulated unit's output.
+        """
         total = torch.zeros((), dtype=torch.float64, device=self.target.read(slice(0, 1)).device)
         for rows in self.batches(batch):
             weight = None if self.weight is None else self.weight.read(rows)
-            loss = lp_loss(self.run(rows), self.target.read(rows), weight)
-            total += loss.double() * (rows.stop - rows.start)
+            made = self.run(rows)
+            if output is not None:
+                output.write(rows, made)
+            total += lp_loss(made, self.target.read(rows), weight).double() * (rows.stop - rows.start)
         return float(total) / self.n_rows
 
     @torch.no_grad()
@@ -89,42 +87,46 @@ class UnitProblem:
 
 
 def pose(unit: Unit, float_walker: Walker, quantized_walker: Walker, store: RowStore) -> UnitProblem:
-    """Runs both networks up to `unit` and collects its inputs and target.
-
-    The float unit's output is remembered by `float_walker`, so the target is computed once.
-    """
+    """Runs both networks up to `unit` and collects its inputs and target."""
     floating = float_walker.network.get_submodule(unit.name)
     simulated = quantized_walker.network.get_submodule(unit.name)
     n_rows = len(float_walker.rows)
-    float_inputs: dict[Place, RowTensor] = {}
+    float_side = _Inputs(n_rows, store)
     target: RowTensor | None = None
-    call = None
     for rows, call in float_walker.calls(unit.name):
-        inputs = call.tensors(rows.stop - rows.start)
+        float_side.write(rows, call)
         with torch.no_grad():
             output = call(floating, {})
-        if target is None:
-            float_inputs = _allocate(inputs, n_rows, store)
-            target = store.allocate((n_rows, *output.shape[1:]))
-        _write(float_inputs, rows, inputs)
+        target = target or store.allocate((n_rows, *output.shape[1:]))
         target.write(rows, output)
-    quantized_inputs: dict[Place, RowTensor] = {}
-    for rows, quantized_call in quantized_walker.calls(unit.name):
-        inputs = quantized_call.tensors(rows.stop - rows.start)
-        quantized_inputs = quantized_inputs or _allocate(inputs, n_rows, store)
-        _write(quantized_inputs, rows, inputs)
+        constants = call.without_rows(rows.stop - rows.start)
     assert target is not None  # a calibration set has at least one row
-    assert call is not None
-    problem = UnitProblem(unit, simulated, floating, call, quantized_inputs, float_inputs, target, n_rows)
+    quantized_side = _Inputs(n_rows, store)
+    for rows, call in quantized_walker.calls(unit.name):
+        quantized_side.write(rows, call)
+    owned = [*float_side.owned.values(), *quantized_side.owned.values()]
+    problem = UnitProblem(
+        unit, simulated, floating, constants, quantized_side.all(), float_side.all(), target, n_rows, owned
+    )
     problem.layers = {n: m for n, m in simulated.named_modules() if isinstance(m, SimulatedLayer)}
     problem.grids = {n: m for n, m in simulated.named_modules() if isinstance(m, ActivationQuantizer)}
     return problem
 
 
-def _allocate(inputs: dict[Place, Tensor], n_rows: int, store: RowStore) -> dict[Place, RowTensor]:
-    return {place: store.allocate((n_rows, *x.shape[1:])) for place, x in inputs.items()}
+class _Inputs:
+    """Collects the inputs of a unit from the calls of it; refers to those that are kept already."""
 
+    def __init__(self, n_rows: int, store: RowStore) -> None:
+        self._n_rows, self._store = n_rows, store
+        self.owned: dict[Place, RowTensor] = {}
+        self._kept: dict[Place, RowTensor] = {}
 
-def _write(kept: dict[Place, RowTensor], rows: slice, inputs: dict[Place, Tensor]) -> None:
-    for place, x in inputs.items():
-        kept[place].write(rows, x)
+    def write(self, rows: slice, call: Call) -> None:
+        self._kept = call.kept
+        for place, x in call.tensors(rows.stop - rows.start).items():
+            if place not in self.owned:
+                self.owned[place] = self._store.allocate((self._n_rows, *x.shape[1:]), x.dtype)
+            self.owned[place].write(rows, x)
+
+    def all(self) -> dict[Place, RowTensor]:
+        return {**self._kept, **self.owned}

@@ -15,12 +15,14 @@ from torch import nn
 
 from mezzotint.calibration.selection import CalibrationSet
 from mezzotint.config import QuantizeConfig, ReconstructionConfig
+from mezzotint.models.denoiser import predict_eps
 from mezzotint.models.units import Unit
 from mezzotint.progress import Progress
 from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_grid_state_
 from mezzotint.reconstruction.learn import learn_unit
 from mezzotint.reconstruction.losses import random_signs
 from mezzotint.reconstruction.problem import UnitProblem, pose
+from mezzotint.reconstruction.sources import last_readers, unit_sources
 from mezzotint.reconstruction.store import RowStore, RowTensor
 from mezzotint.reconstruction.walk import Walker
 
@@ -39,34 +41,70 @@ def reconstruct(
 ) -> list[UnitResult]:
     """Learns all units of `simulated` in place; one result per unit, in order (keys as in the manifest).
 
-    Memory: rows of the unit at hand, and of finished units' outputs while `config.cache_gb` lasts.
+    Memory: on `device` up to `config.cache_gb` for the rows of the unit at hand and for the outputs that later units
+    read; the rest of them in temporary files. The conditions are there once.
     """
     options = config.reconstruction
     if options is None:
         return []
     results = []
+    sources = _sources(floating, units, rows, device)
+    last_reader = last_readers(units, sources)
     progress.start("reconstruct", len(units) * options.iters)
-    with RowStore(config.cache_gb, device) as store:
+    with RowStore(config.cache_gb, device, getattr(torch, config.cache_dtype)) as store:
+        cond = _keep_conditions(rows, store)
         float_walker, quantized_walker = (
-            Walker(network, rows, batch=config.forward_batch, device=device, store=store)
+            Walker(network, rows, batch=config.forward_batch, device=device, sources=sources, cond=cond)
             for network in (floating, simulated)
         )
         for index, unit in enumerate(units):
             problem = pose(unit, float_walker, quantized_walker, store)
+            output = store.allocate(problem.target.shape, waiting=True) if unit.name in last_reader else None
             saved = checkpoints.load(_name(index))
             facts = checkpoints.load_json(_name(index))
             if saved is not None and facts is not None:
                 load_grid_state_(problem.simulated, saved)
+                problem.block_loss(config.forward_batch, output)
                 result = facts
                 progress.advance(options.iters, unit=unit.name)
             else:
-                result = _reconstruct_unit(problem, float_walker, index, config, options, device, progress, store)
+                result = _reconstruct_unit(
+                    problem, float_walker, index, config, options, device, progress, store, output
+                )
                 checkpoints.save(_name(index), grid_state(problem.simulated), result)
             results.append(result)
-            _remember(problem, float_walker, quantized_walker, config.forward_batch, store)
             problem.release()
+            _hand_on(problem, output, float_walker, quantized_walker)
+            for name in [name for name, last in last_reader.items() if last == index]:
+                float_walker.forget(name)
+                quantized_walker.forget(name)
     progress.finish()
     return results
+
+
+def _sources(
+    floating: nn.Module, units: Sequence[Unit], rows: CalibrationSet, device: torch.device
+) -> dict[str, frozenset[str]]:
+    _, x_t, t, cond = next(rows.batches(1, device))
+    return unit_sources(floating, units, lambda: predict_eps(floating, x_t, t, cond))
+
+
+def _keep_conditions(rows: CalibrationSet, store: RowStore) -> dict[str, RowTensor]:
+    kept = {name: store.allocate(values.shape, values.dtype, waiting=True) for name, values in rows.cond.items()}
+    for name, values in rows.cond.items():
+        kept[name].write(slice(0, len(rows)), values)
+    return kept
+
+
+def _hand_on(problem: UnitProblem, output: RowTensor | None, float_walker: Walker, quantized_walker: Walker) -> None:
+    """Hands the unit's outputs to the walkers for the units that read them; without any they are released."""
+    name, shape = problem.unit.name, problem.target.shape
+    quantized_walker.finish(name, shape, output)
+    if output is None:
+        problem.target.release()
+    else:
+        problem.target.wait_()
+    float_walker.finish(name, shape, None if output is None else problem.target)
 
 
 def _name(index: int) -> str:
@@ -82,22 +120,24 @@ def _reconstruct_unit(
     device: torch.device,
     progress: Progress,
     store: RowStore,
+    output: RowTensor | None,
 ) -> UnitResult:
+    """Learns one unit; `output` takes the rows of what it gives from now on."""
     started = time.perf_counter()
-    seed = config.seed + 1 + index
+    seed, batch = config.seed + 1 + index, config.forward_batch
     if options.block_weighting == "fisher":
         problem.weight = fisher_weights(problem, float_walker, seed, store)
     nearest = grid_state(problem.simulated)
-    nearest_loss = problem.block_loss(config.forward_batch)
-    learned = learn_unit(
-        problem, options, seed=seed, device=device, forward_batch=config.forward_batch, progress=progress
-    )
-    learned_loss = problem.block_loss(config.forward_batch)
+    nearest_loss = problem.block_loss(batch)
+    learned = learn_unit(problem, options, seed=seed, device=device, forward_batch=batch, progress=progress)
+    final_loss = learned_loss = problem.block_loss(batch, output)
     keep_nearest = options.keep_better and not learned_loss < nearest_loss  # also when it is not a number
     if keep_nearest:
         load_grid_state_(problem.simulated, nearest)
     if options.bias_correction:
-        correct_bias_(problem, config.forward_batch)
+        correct_bias_(problem, batch)
+    if keep_nearest or options.bias_correction:
+        final_loss = problem.block_loss(batch, output)
     return {
         "name": problem.unit.name,
         "kind": problem.unit.kind,
@@ -105,7 +145,7 @@ def _reconstruct_unit(
         "learned_loss": learned_loss,
         "soft_loss": learned.soft_loss,
         "undecided": learned.undecided,
-        "final_loss": problem.block_loss(config.forward_batch),
+        "final_loss": final_loss,
         "kept": "nearest" if keep_nearest else "learned",
         "seconds": time.perf_counter() - started,
     }
@@ -129,7 +169,7 @@ def correct_bias_(problem: UnitProblem, batch: int) -> None:
 
 def fisher_weights(problem: UnitProblem, float_walker: Walker, seed: int, store: RowStore) -> RowTensor:
     """Diagonal Fisher estimate of the unit's output, [N, ...], scaled to mean 1 (see `losses`)."""
-    weight = store.allocate(tuple(problem.target.tensor.shape))
+    weight = store.allocate(problem.target.shape)
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     for rows, gradient in float_walker.output_gradients(problem.unit.name, lambda eps: random_signs(eps, generator)):
@@ -137,16 +177,6 @@ def fisher_weights(problem: UnitProblem, float_walker: Walker, seed: int, store:
         total += float(squared.mean(dtype=torch.float64)) * (rows.stop - rows.start)
         weight.write(rows, squared)
     mean = total / problem.n_rows
-    weight.tensor.div_(mean if mean > 0 else 1.0)
+    for rows in problem.batches(float_walker.batch):
+        weight.write(rows, weight.read(rows) / (mean if mean > 0 else 1.0))
     return weight
-
-
-def _remember(
-    problem: UnitProblem, float_walker: Walker, quantized_walker: Walker, batch: int, store: RowStore
-) -> None:
-    """Hands the unit's outputs to the walkers while memory allows; else frees the target."""
-    quantized_walker.remember(problem.unit.name, problem.output(batch, store))
-    if problem.target.on_device and store.used <= store.budget / 2:
-        float_walker.remember(problem.unit.name, problem.target)
-    else:
-        problem.target.release()

@@ -1,58 +1,139 @@
-"""Memory of reconstruction: tensors with one row per calibration sample, within a budget.
+"""Memory of reconstruction: tensors with one row per calibration row, within a budget.
 
-Rows live on the compute device while the budget lasts, beyond it in memory-mapped temporary files. What is merely
-convenient (`optional=True`: outputs of finished units, which could be computed again) may take half the budget and is
-never spilled.
+Rows live on the compute device while the budget lasts, beyond it in temporary files, which are read and written with
+plain file access: mapped files would count as this process's memory. What waits for a later unit (`waiting`: outputs of
+finished units, read once or twice from front to back) may take half of the budget, so that the rows of the unit at
+hand, which are read at random in every iteration, find room. Rows may be stored in float16: half the room, 11 bits of mantissa against
+the 8 of an activation's grid, saturating at 65,504.
+
+The files go where Python's `tempfile` puts them (TMPDIR), and each is deleted when its rows are released.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 
 class RowTensor:
-    """[N, ...] float32 rows on a device or in a file."""
+    """[N, ...] rows on a device or in a file.
 
-    def __init__(self, tensor: Tensor, store: RowStore, on_device: bool) -> None:
-        self.tensor = tensor
+    Attributes:
+        shape: with the number of rows in front.
+        dtype: of what is written and read.
+        nbytes: of all rows, as they are stored.
+    """
+
+    def __init__(self, store: RowStore, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.shape, self.dtype = tuple(shape), dtype
+        self._stored = store.dtype if dtype.is_floating_point else dtype
+        self.nbytes = math.prod(shape) * self._stored.itemsize
+        self.waiting = False
         self._store = store
-        self.on_device = on_device
-        self.nbytes = tensor.numel() * tensor.element_size()
+        self._tensor: Tensor | None = None
+        self._file: BinaryIO | None = None
+
+    @property
+    def on_device(self) -> bool:
+        return self._tensor is not None
 
     def write(self, rows: slice, values: Tensor) -> None:
-        self.tensor[rows].copy_(values)
+        """Puts `values` in the places `rows`."""
+        values = values.detach()
+        if self._stored == torch.float16:
+            largest = torch.finfo(torch.float16).max
+            values = values.clamp(-largest, largest)
+        if self._tensor is not None:
+            self._tensor[rows] = values.to(self._tensor)
+        else:
+            self._transfer(rows.start, values.to("cpu", self._stored).contiguous(), write=True)
 
     def read(self, rows: slice | Tensor) -> Tensor:
-        """The rows on the compute device."""
-        picked = self.tensor[rows] if isinstance(rows, slice) else self.tensor[rows.to(self.tensor.device)]
-        return picked.to(self._store.device)
+        """The rows on the compute device; perhaps a view of what is stored, so not to be written into."""
+        if self._tensor is not None:
+            picked = self._tensor[rows] if isinstance(rows, slice) else self._tensor[rows.to(self._tensor.device)]
+            return picked.to(self.dtype)
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        values = torch.empty((count, *self.shape[1:]), dtype=self._stored)
+        if isinstance(rows, slice):
+            self._transfer(rows.start, values, write=False)
+        else:
+            for place, row in enumerate(rows.tolist()):
+                self._transfer(row, values[place : place + 1], write=False)
+        return values.to(self._store.device).to(self.dtype)
+
+    def wait_(self) -> None:
+        """Keeps the rows for later units: on the device only while their half of the budget lasts."""
+        if self.waiting or not self.on_device:
+            return
+        if self._store.waiting + self.nbytes <= self._store.budget / 2:
+            self.waiting = True
+            self._store.waiting += self.nbytes
+            return
+        tensor = self._tensor
+        self.release()
+        self._to_file()
+        assert tensor is not None
+        self.write(slice(0, self.shape[0]), tensor)
 
     def release(self) -> None:
-        """Gives the memory back to the budget; the rows are gone."""
-        if self.on_device:
+        """Gives the memory back; the rows are gone."""
+        if self._tensor is not None:
             self._store.used -= self.nbytes
-        self.on_device = False
-        self.tensor = torch.empty(0)
+            self._store.waiting -= self.nbytes if self.waiting else 0
+        if self._file is not None:
+            self._store.spilled -= self.nbytes
+            self._store.close_file(self._file)
+        self._tensor, self._file, self.waiting = None, None, False
+
+    def _to_device(self) -> None:
+        self._tensor = torch.empty(self.shape, dtype=self._stored, device=self._store.device)
+        self._store.used += self.nbytes
+
+    def _to_file(self) -> None:
+        self._file = self._store.open_file()
+        self._store.spilled += self.nbytes
+
+    def _transfer(self, first: int, values: Tensor, *, write: bool) -> None:
+        """Copies `values` (contiguous, on the CPU) to or from the file, starting at row `first`."""
+        if self._file is None:
+            raise ValueError("these rows were released")
+        self._file.seek(first * (self.nbytes // self.shape[0]))
+        left = memoryview(values.flatten().view(torch.uint8).numpy().data)
+        while left:
+            done = self._file.write(left) if write else self._file.readinto(left)  # type: ignore[attr-defined]
+            if not done:
+                raise OSError(f"{self._file.name}: {len(left)} bytes short")
+            left = left[done:]
 
 
 class RowStore:
-    """Allocates row tensors; use as a context so that spilled files are removed.
+    """Allocates row tensors; use as a context so that files are removed.
 
     Args:
         budget_gb: bytes / 1e9 that rows may take on `device`.
+        dtype: that floating-point rows are stored in, float32 or float16.
+
+    Attributes:
+        used: bytes of rows on the device.
+        waiting: those of them that wait for a later unit.
+        spilled: bytes of rows in files.
     """
 
-    def __init__(self, budget_gb: float, device: torch.device) -> None:
+    def __init__(self, budget_gb: float, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.budget = budget_gb * 1e9
-        self.device = device
+        self.device, self.dtype = device, dtype
         self.used = 0
+        self.waiting = 0
         self.spilled = 0
+        self._open: list[BinaryIO] = []
         self._files = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -62,27 +143,33 @@ class RowStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for file in self._open:
+            file.close()
         if self._folder is not None:
             self._folder.cleanup()
 
-    def allocate(self, shape: tuple[int, ...]) -> RowTensor:
-        """Uninitialised rows of `shape`, on the device if they fit the budget, else in a file."""
-        nbytes = 4 * math.prod(shape)
-        if self.used + nbytes <= self.budget:
-            return self._on_device(shape, nbytes)
+    def allocate(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, waiting: bool = False) -> RowTensor:
+        """Uninitialised rows of `shape`, on the device if they fit the budget (`waiting`: half of it), else in a file."""
+        rows = RowTensor(self, shape, dtype)
+        fits = self.used + rows.nbytes <= self.budget
+        if fits and (not waiting or self.waiting + rows.nbytes <= self.budget / 2):
+            rows._to_device()
+            rows.waiting = waiting
+            self.waiting += rows.nbytes if waiting else 0
+        else:
+            rows._to_file()
+        return rows
+
+    def open_file(self) -> BinaryIO:
+        """A new file for rows."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="mezzotint-rows-", ignore_cleanup_errors=True)
-        path = Path(self._folder.name) / f"{self._files}.f32"
         self._files += 1
-        self.spilled += nbytes
-        tensor = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32)
-        return RowTensor(tensor.view(shape), self, on_device=False)
+        self._open.append((Path(self._folder.name) / f"{self._files}.rows").open("w+b", buffering=0))
+        return self._open[-1]
 
-    def allocate_optional(self, shape: tuple[int, ...]) -> RowTensor | None:
-        """Rows on the device if they fit in half the budget, else None."""
-        nbytes = 4 * math.prod(shape)
-        return self._on_device(shape, nbytes) if self.used + nbytes <= self.budget / 2 else None
-
-    def _on_device(self, shape: tuple[int, ...], nbytes: int) -> RowTensor:
-        self.used += nbytes
-        return RowTensor(torch.empty(shape, device=self.device), self, on_device=True)
+    def close_file(self, file: BinaryIO) -> None:
+        """Deletes a file of `open_file`."""
+        self._open.remove(file)
+        file.close()
+        Path(file.name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""DDIM along an explicit list of times.
+"""DDIM and PLMS along an explicit list of times.
 
 One step of DDIM (Song et al. 2021, equations 12 and 16) from time t to the previous time s <= t, a = alpha-bar:
 
@@ -18,6 +18,18 @@ The quadratic times of the DDIM code are truncated squares: 100 steps give 0, 0,
 are kept, so that `steps` is the number of network calls, and a step that goes nowhere (s = t) returns x_t itself. That
 is what (1)-(3) say in exact arithmetic. Differs from the formula evaluated in floats: rounding does not creep in, and a
 clipped x_0 does not move a sample that stands still.
+
+PLMS (Liu et al. 2022, arXiv 2202.09778, equations 9, 12 and 13, as CompVis' PLMSSampler computes it) is the same step
+with eta = 0 and, for eps, a linear multistep estimate of the last network outputs e_i (newest first: e, e', ...):
+
+    step 0   (e + e(x~, t_1)) / 2                  x~ = x after a DDIM step with e: the network is called twice      (4)
+    step 1   (3 e - e') / 2                                                                                          (5)
+    step 2   (23 e - 16 e' + 5 e'') / 12                                                                             (6)
+    then     (55 e - 59 e' + 37 e'' - 9 e''') / 24                                                                  (7)
+
+The output at x~ is used once and not remembered. diffusers' PNDMScheduler(skip_prk_steps=True) says the same with a
+repeated time; here a step is a step, so that step i of PLMS is at the same time as step i of DDIM. The paper's
+Runge-Kutta start (four calls for each of three steps) is not what CompVis does.
 """
 
 from __future__ import annotations
@@ -26,7 +38,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +55,12 @@ from mezzotint.sampling.config import SamplerConfig
 logger = logging.getLogger("mezzotint")
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PLMS_WEIGHTS = {  # by the number of outputs before this one: weights of the output, the one before, ...
+    1: (3 / 2, -1 / 2),
+    2: (23 / 12, -16 / 12, 5 / 12),
+    3: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+PLMS_MEMORY = 3
 QUADRATIC_REACH = 0.8  # share of the training times that the quadratic schedule of the DDIM code spans
 
 
@@ -55,6 +73,13 @@ def uniform_times(train_steps: int, steps: int) -> list[int]:
 def quadratic_times(train_steps: int, steps: int) -> list[int]:
     """int(linspace(0, sqrt(0.8 train_steps), steps) ** 2), ascending; small times repeat."""
     return [int(time) for time in np.linspace(0, math.sqrt(train_steps * QUADRATIC_REACH), steps) ** 2]
+
+
+class Advance(NamedTuple):
+    """One step of a sampler: the network's output at the step's own time, and the sample after the step."""
+
+    eps: Tensor
+    x_prev: Tensor
 
 
 SPACINGS: dict[str, Callable[[int, int], list[int]]] = {"uniform": uniform_times, "quadratic": quadratic_times}
@@ -108,6 +133,24 @@ class DDIM(DDIMScheduler):
         if self.eta > 0 and noise is None:
             raise ValueError(f"eta is {self.eta}: a step needs noise")
         return self._move(model_output, step, x_t, self.eta, noise)[0]
+
+    def advance(
+        self,
+        predict: Callable[[Tensor, int], Tensor],
+        step: int,
+        x_t: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"] | None,
+        past: list[Tensor],
+    ) -> Advance:
+        """Step `step` from x_t with the network in it: predict(x, t) -> eps.
+
+        Args:
+            noise: as `move`.
+            past: memory of one batch of trajectories, empty before step 0; DDIM leaves it alone, PLMS keeps its last
+                outputs there, newest last.
+        """
+        eps = predict(x_t, self._times[step])
+        return Advance(eps, self.move(eps, step, x_t, noise))
 
     def step(
         self,
@@ -165,13 +208,47 @@ class DDIM(DDIMScheduler):
         return x_0, eps
 
 
+class PLMS(DDIM):
+    """Equations (4) to (7) of the module's docstring on the times of `DDIM`."""
+
+    def advance(
+        self,
+        predict: Callable[[Tensor, int], Tensor],
+        step: int,
+        x_t: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"] | None,
+        past: list[Tensor],
+    ) -> Advance:
+        """As `DDIM.advance`; step 0 calls `predict` twice. Take the steps in order, with one `past`."""
+        needed = min(step, PLMS_MEMORY)
+        if len(past) != needed:
+            raise ValueError(f"step {step} of PLMS needs {needed} outputs of the steps before, got {len(past)}")
+        eps = predict(x_t, self._times[step])
+        if step == 0:
+            ahead = predict(self.move(eps, step, x_t), self._times[min(1, len(self._times) - 1)])
+            slope = (eps + ahead) / 2
+        else:
+            weights = PLMS_WEIGHTS[len(past)]
+            slope = sum((w * e for w, e in zip(weights[1:], reversed(past), strict=True)), weights[0] * eps)
+        past[:] = [*past, eps][-PLMS_MEMORY:]
+        return Advance(eps, self.move(slope, step, x_t))
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: diffusers' own pipelines know PLMS as PNDMScheduler(skip_prk_steps=True)."""
+        raise NotImplementedError("PLMS calls the network itself, see advance; diffusers has PNDMScheduler for its own")
+
+
+SCHEDULERS: dict[str, type[DDIM]] = {"ddim": DDIM, "plms": PLMS}
+
+
 def make_scheduler(
     source: DiffusionPipeline | Mapping[str, Any],
     steps: int | SamplerConfig | None = None,
     spacing: str | None = None,
     eta: float | None = None,
+    kind: str | None = None,
 ) -> DDIM:
-    """A DDIM scheduler with its times set.
+    """A scheduler of SCHEDULERS with its times set.
 
     Args:
         source: a pipeline, whose scheduler says how the model was trained, or such a scheduler's config.
@@ -181,10 +258,14 @@ def make_scheduler(
         ModelError: the model was not trained on a discrete schedule of betas.
         ConfigError: a value outside its range, or more steps than the model was trained on.
     """
-    sampler = steps if isinstance(steps, SamplerConfig) else _sampler(steps=steps, spacing=spacing, eta=eta)
-    if sampler is steps and (spacing is not None or eta is not None):
-        raise ConfigError("spacing and eta are in the SamplerConfig already; give them there")
-    scheduler = DDIM(spacing=sampler.spacing, eta=sampler.eta, **_ddim_config(source))
+    sampler = steps if isinstance(steps, SamplerConfig) else _sampler(steps=steps, spacing=spacing, eta=eta, kind=kind)
+    if sampler is steps and not spacing is eta is kind is None:
+        raise ConfigError("kind, spacing and eta are in the SamplerConfig already; give them there")
+    config = _ddim_config(source)
+    predicted = config.get("prediction_type", "epsilon")
+    if sampler.kind == "plms" and predicted != "epsilon":
+        raise ModelError(f"plms is for models that predict noise (epsilon), this one predicts {predicted}; choose ddim")
+    scheduler = SCHEDULERS[sampler.kind](spacing=sampler.spacing, eta=sampler.eta, **config)
     _check_steps(sampler.steps, sampler.spacing, int(scheduler.config.num_train_timesteps))
     scheduler.set_timesteps(sampler.steps)
     return scheduler
@@ -195,8 +276,15 @@ def _sampler(**given: Any) -> SamplerConfig:
     try:
         return SamplerConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{first['loc'][0]}: {first['msg']} (got {first['input']!r})") from error
+        raise ConfigError(sampler_complaint(error)) from error
+
+
+def sampler_complaint(error: ValidationError, prefix: str = "") -> str:
+    """What pydantic found wrong with a SamplerConfig, in one line; `prefix` goes before the name of a field."""
+    first = error.errors()[0]
+    if not first["loc"]:  # two fields that do not go together
+        return first["msg"].removeprefix("Value error, ")
+    return f"{prefix}{first['loc'][0]}: {first['msg']} (got {first['input']!r})"
 
 
 def _check_steps(steps: int, spacing: str, train_steps: int) -> None:

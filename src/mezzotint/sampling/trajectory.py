@@ -10,23 +10,31 @@ when it is given a list of generators.
     step     int                    index in the sampler, 0 is pure noise
     t        int                    model time of that step
     x_t      float32  [B, C, H, W]  sample before the step
-    eps      float32  [B, C, H, W]  output of the network on it
+    eps      float32  [B, C, H, W]  output of the network on it, guided where there is guidance
     x_prev   float32  [B, C, H, W]  sample after the step
+
+Conditions are rows in the order of the seeds. Latent models are sampled in latents and decoded batch by batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mezzotint.errors import ConfigError, ModelError
-from mezzotint.models.denoiser import Cond, device_of, network_of, predict_eps, sample_shape
+from mezzotint.errors import ConfigError
+from mezzotint.models.conditioning import conditioning_kind
+from mezzotint.models.conditions import Conditions
+from mezzotint.models.decoding import decode_latents, image_shape
+from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.sampling.config import SamplerConfig
+from mezzotint.sampling.defaults import default_sampler
+from mezzotint.sampling.guidance import guided_eps
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
 
 Shape = tuple[int, int, int]
@@ -47,6 +55,9 @@ class State:
     x_prev: Tensor
 
 
+Callback = Callable[[slice, State], None]
+
+
 def start_noise(seeds: Sequence[int], shape: Shape) -> Float[Tensor, "b c h w"]:
     """x_T of every seed, on the CPU."""
     return _draw(_generators(seeds), shape)
@@ -58,25 +69,31 @@ def iterate(
     seeds: Sequence[int],
     *,
     shape: Shape,
-    cond: Cond | None = None,
+    conditions: Conditions | None = None,
+    guidance_scale: float = 1.0,
     device: Device | None = None,
 ) -> Iterator[State]:
     """The steps of one batch of trajectories, all at once in memory; stop early by leaving the loop.
 
     Args:
-        cond: keyword arguments of the network, a row for each seed.
+        conditions: a row for each seed; None for an unconditional network.
+        guidance_scale: s of `mezzotint.sampling.guidance`; it acts where the conditions have unconditional rows.
         device: where to compute; None is where the network lies.
     """
-    _check_cond(cond, len(seeds))
+    _check_conditions(conditions, len(seeds))
     device = torch.device(device) if device is not None else device_of(network)
     generators = _generators(seeds)
-    cond = {name: rows.to(device) for name, rows in (cond or {}).items()}
+    conditions = None if conditions is None else conditions.to(device)
     x_t = _draw(generators, shape).to(device)
+    past: list[Tensor] = []
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        return guided_eps(network, x, t, conditions, guidance_scale)
+
     for step, t in enumerate(scheduler.times):
         noise = _draw(generators, shape).to(device) if scheduler.eta > 0 else None
         with torch.no_grad():  # not around the yield: the caller's code is not ours to switch
-            eps = predict_eps(network, x_t, t, cond)
-            x_prev = scheduler.move(eps, step, x_t, noise)
+            eps, x_prev = scheduler.advance(predict, step, x_t, noise, past)
         yield State(step, t, x_t, eps, x_prev)
         x_t = x_prev
 
@@ -87,31 +104,26 @@ def sample(
     *,
     sampler: SamplerConfig | None = None,
     batch_size: int = 64,
-    cond: Cond | None = None,
+    conditions: Conditions | None = None,
     device: Device | None = None,
     progress: Progress | None = None,
-    callback: Callable[[slice, State], None] | None = None,
+    callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Images in [-1, 1] on the CPU, row n from seeds[n].
+    """Images in [-1, 1] on the CPU, row n from seeds[n]; those of latent models decoded.
 
     Args:
-        sampler: None is the default SamplerConfig.
-        cond: keyword arguments of the network, a row for each seed.
+        sampler: None is `default_sampler(pipeline)`.
+        conditions: from `mezzotint.models.conditioning.encode_conditions`, a row for each seed.
         device: where to compute; None is where the network lies.
         progress: called with (images done, images in all), counting the steps of unfinished ones as parts of images.
         callback: called after every step with the rows of the batch and its State.
+
+    Raises:
+        ConfigError: a conditional pipeline without conditions, or with another number of them than seeds.
     """
-    parts = sample_batches(
-        pipeline,
-        seeds,
-        sampler=sampler,
-        batch_size=batch_size,
-        cond=cond,
-        device=device,
-        progress=progress,
-        callback=callback,
-    )
-    empty = torch.empty((0, *sample_shape(pipeline)))
+    drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
+    parts = sample_batches(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback)
+    empty = torch.empty((0, *image_shape(pipeline)))
     return torch.cat([empty, *(images for _, images in parts)])
 
 
@@ -121,25 +133,58 @@ def sample_batches(
     *,
     sampler: SamplerConfig | None = None,
     batch_size: int = 64,
-    cond: Cond | None = None,
+    conditions: Conditions | None = None,
     device: Device | None = None,
     progress: Progress | None = None,
-    callback: Callable[[slice, State], None] | None = None,
+    callback: Callback | None = None,
 ) -> Iterator[tuple[slice, Float[Tensor, "b c h w"]]]:
     """(rows, their images) batch by batch, so that they can be written while the next are drawn; as `sample`."""
-    _check_pixels(pipeline)
-    network, shape = network_of(pipeline), sample_shape(pipeline)
-    scheduler = make_scheduler(pipeline, sampler)
+    drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
+    for rows, x in _latent_batches(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback):
+        yield rows, decode_latents(pipeline, x).cpu()
+
+
+def sample_latents(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    *,
+    sampler: SamplerConfig | None = None,
+    batch_size: int = 64,
+    conditions: Conditions | None = None,
+    device: Device | None = None,
+    progress: Progress | None = None,
+    callback: Callback | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """x_0 as the sampler leaves it, on the CPU: latents before decoding, pixels before clipping; as `sample`."""
+    drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
+    parts = _latent_batches(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback)
+    return torch.cat([torch.empty((0, *sample_shape(pipeline))), *(x.cpu() for _, x in parts)])
+
+
+def _latent_batches(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    *,
+    sampler: SamplerConfig | None,
+    batch_size: int,
+    conditions: Conditions | None,
+    device: Device | None,
+    progress: Progress | None,
+    callback: Callback | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, their x_0 on the device) batch by batch."""
+    _check_pipeline(pipeline, conditions, len(seeds))
+    sampler = sampler or default_sampler(pipeline)
+    network, shape, scheduler = network_of(pipeline), sample_shape(pipeline), make_scheduler(pipeline, sampler)
     total, steps = len(seeds), len(scheduler.times)
-    _check_cond(cond, total)
+    drawing: dict[str, Any] = {"shape": shape, "guidance_scale": sampler.guidance_scale, "device": device}
     for rows in _batches(total, batch_size):
-        batch_cond = _rows(cond, rows)
-        for state in iterate(network, scheduler, seeds[rows], shape=shape, cond=batch_cond, device=device):
+        for state in iterate(network, scheduler, seeds[rows], conditions=_rows(conditions, rows), **drawing):
             if callback is not None:
                 callback(rows, state)
             if progress is not None:
                 progress(rows.start + (rows.stop - rows.start) * (state.step + 1) // steps, total)
-        yield rows, state.x_prev.clamp(-1, 1).cpu()
+        yield rows, state.x_prev
 
 
 def record_at(
@@ -150,7 +195,8 @@ def record_at(
     *,
     shape: Shape,
     batch_size: int = 64,
-    cond: Cond | None = None,
+    conditions: Conditions | None = None,
+    guidance_scale: float = 1.0,
     device: Device | None = None,
     progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
@@ -163,7 +209,8 @@ def record_at(
         progress: called with (network rows computed, network rows in all).
     """
     _check_steps_of_sample(steps_of_sample, len(seeds), len(scheduler.times))
-    _check_cond(cond, len(seeds))
+    _check_conditions(conditions, len(seeds))
+    drawing: dict[str, Any] = {"shape": shape, "guidance_scale": guidance_scale, "device": device}
     kept = torch.empty((len(seeds), *shape))
     order = steps_of_sample.cpu().argsort(stable=True)
     parts = [order[rows] for rows in _batches(len(seeds), batch_size)]
@@ -175,7 +222,7 @@ def record_at(
         last = int(wanted[-1])
         if last == 0:
             continue  # the whole batch is start noise; iterate would call the network for nothing
-        for state in iterate(network, scheduler, batch, shape=shape, cond=_rows(cond, part), device=device):
+        for state in iterate(network, scheduler, batch, conditions=_rows(conditions, part), **drawing):
             here = wanted == state.step + 1
             kept[part[here]] = state.x_prev[here.to(state.x_prev.device)].cpu()
             done += len(part)
@@ -207,14 +254,23 @@ def _batches(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _rows(cond: Cond | None, rows: slice | Tensor) -> Cond | None:
-    return None if cond is None else {name: values[rows] for name, values in cond.items()}
+def _rows(conditions: Conditions | None, rows: slice | Tensor) -> Conditions | None:
+    return None if conditions is None else conditions.rows(rows)
 
 
-def _check_cond(cond: Cond | None, count: int) -> None:
-    for name, values in (cond or {}).items():
-        if values.ndim == 0 or len(values) != count:
-            raise ConfigError(f"cond[{name!r}]: expected a row for each of {count} seeds, got {tuple(values.shape)}")
+def _check_conditions(conditions: Conditions | None, count: int) -> None:
+    if conditions is not None and len(conditions) != count:
+        raise ConfigError(f"conditions: expected a row for each of {count} seeds, got {len(conditions)}")
+
+
+def _check_pipeline(pipeline: DiffusionPipeline, conditions: Conditions | None, count: int) -> None:
+    kind = conditioning_kind(pipeline)
+    if kind != "none" and conditions is None:
+        raise ConfigError(
+            f"{type(pipeline).__name__} needs a {kind} condition for each of {count} seeds; "
+            f"give conditions=encode_conditions(pipeline, inputs)"
+        )
+    _check_conditions(conditions, count)
 
 
 def _check_steps_of_sample(steps: Tensor, count: int, total: int) -> None:
@@ -222,11 +278,3 @@ def _check_steps_of_sample(steps: Tensor, count: int, total: int) -> None:
         raise ConfigError(f"steps_of_sample: expected a step for each of {count} seeds, got {len(steps)}")
     if count and not 0 <= int(steps.min()) <= int(steps.max()) < total:
         raise ConfigError(f"steps_of_sample: expected 0 to {total - 1}, got {int(steps.min())} to {int(steps.max())}")
-
-
-def _check_pixels(pipeline: DiffusionPipeline) -> None:
-    for name in ("vae", "vqvae", "movq"):
-        if getattr(pipeline, name, None) is not None:
-            raise ModelError(
-                f"{type(pipeline).__name__} works on the latents of a {name}: only pixel models can be sampled"
-            )
