@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from families import CONDITIONAL, FAMILIES
@@ -22,6 +24,7 @@ from mezzotint.layers.swap import to_integer
 from mezzotint.models.conditioning import condition_inputs, encode_conditions
 from mezzotint.models.denoiser import example_inputs
 from mezzotint.models.families import family_of
+from mezzotint.models.units import UNIT_TYPES
 from mezzotint.pipeline import Simulation, quantize, simulate
 from mezzotint.progress import NullProgress
 from mezzotint.recipes.registry import make_config
@@ -32,7 +35,7 @@ LAYER_DB = 100  # float32 sums of a few hundred terms: relative error near 1e-6
 every_family = pytest.mark.parametrize("family", list(FAMILIES))
 
 
-def config(family: str, **changes: Any) -> QuantizeConfig:
+def config(family: Any, **changes: Any) -> QuantizeConfig:
     small = {"steps": 4, "calib_size": N, "pilot_size": 2, "forward_batch": 4, "iters": 2, "batch_size": 2}
     made = make_config("eda-dm", "w4a8", family=family, drift_trajectories=1, **{**small, **changes})
     return made.model_copy(update={"ranges": RangeConfig(candidates=6)})  # a coarse search: most of the time is there
@@ -142,9 +145,12 @@ def test_guidance_doubles_the_rows_and_nothing_breaks_without(
 ) -> None:
     made: list[CalibrationSet] = []
     build = CalibrationSet.of_trajectories
-    monkeypatch.setattr(
-        CalibrationSet, "of_trajectories", lambda *args: made.append(build(*args)) or made[-1], raising=True
-    )
+
+    def noted(*args: Any) -> CalibrationSet:
+        made.append(build(*args))
+        return made[-1]
+
+    monkeypatch.setattr(CalibrationSet, "of_trajectories", noted)
     pipeline = FAMILIES["ldm-class"]()
     made_of = config("ldm-class", guidance_scale=scale).model_copy(update={"reconstruction": None})
     simulate(pipeline, made_of, device="cpu")
@@ -161,3 +167,17 @@ def test_half_precision_caches_in_files_change_less_than_quantizing_does() -> No
     with torch.no_grad():
         floating, ours, rounded = (net(*inputs).sample for net in (pipeline.unet, full.network, half.network))
     assert (rounded - ours).square().sum() < (ours - floating).square().sum() / 2
+
+
+def test_blocks_that_nobody_declared_are_learned_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(UNIT_TYPES, BasicTransformerBlock)
+    pipeline = FAMILIES["ldm-class"]()
+    with caplog.at_level(logging.WARNING, logger="mezzotint"):
+        simulation = simulate(pipeline, config("ldm-class", iters=1), device="cpu")
+    [line] = [record.getMessage() for record in caplog.records if "undeclared" in record.getMessage()]
+    assert "GEGLU (4 layers)" in line
+    kinds = {unit["name"]: unit["kind"] for unit in simulation.results["units"]}
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    assert (kinds[f"{block}.attn2"], kinds[f"{block}.ff.net.0.proj"]) == ("attention", "layer")

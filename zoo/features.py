@@ -26,7 +26,7 @@ import torch
 import typer
 from safetensors.torch import save_file
 from torch import Tensor
-from train_ddim import HERE, load_images, to_float
+from training import HERE, load_images, to_float
 
 EMBEDDED = HERE.parent / "src" / "mezzotint" / "embedded" / "ddim-emoji"
 

@@ -40,11 +40,12 @@ def assemble(recipe: Recipe, model: Denoiser, stage: nn.Module, tokenizer: CLIPT
 
 
 def sample_inputs(recipe: Recipe, prompts: dict[str, list[str]], count: int) -> list[Any]:
-    """What the sample grid shows: each class as often as the next, prompts that training never had, or nothing."""
+    """What the sample grid shows: every class equally often; texts, half of them new to the model; or nothing."""
     if recipe.condition == "class":
         return [index * len(CLASSES) // count for index in range(count)]
     if recipe.condition == "text":
-        return [prompts["evaluation"][index % len(prompts["evaluation"])] for index in range(count)]
+        halves = ((prompts["calibration"], count // 2), (prompts["evaluation"], count - count // 2))
+        return [texts[index % len(texts)] for texts, wanted in halves for index in range(wanted)]
     return [None] * count
 
 

@@ -45,13 +45,18 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Everything that training needs beside the module."""
+class Source:
+    """What a model learns from: drawings of each split, the empty condition ([] or [L]), and what texts need."""
 
-    splits: dict[str, Latents]
-    counts: dict[str, int]
+    drawings: dict[str, Drawings]
+    empty: Tensor
     tokenizer: CLIPTokenizer | None
     prompts: dict[str, list[str]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of drawings in each split."""
+        return {name: len(part.images) for name, part in self.drawings.items()}
 
     @property
     def vocabulary(self) -> int:
@@ -131,24 +136,23 @@ def draw(latents: Latents, count: int, drop: float, generator: torch.Generator) 
     return latents.z[row], torch.where(empty, latents.empty, conditions)
 
 
-def prepare(
-    recipe: Recipe, path: Path, stage: nn.Module, device: torch.device, *, groups: tuple[str, ...], recoloured: float
-) -> Data:
-    """Read, caption or classify, and encode the images of both splits. ValueError if they are not of the right size."""
+def read_source(recipe: Recipe, path: Path, *, groups: tuple[str, ...], recoloured: float) -> Source:
+    """Read and caption or classify the images of both splits. ValueError if they are not of the recipe's size.
+
+    Args:
+        recoloured: share of the draws that are recoloured drawings; of text models only.
+    """
     pixels, table = load_table(path, groups)
     if pixels.shape[1] != recipe.size:
         raise ValueError(f"{path}: expected images of {recipe.size} px, got {pixels.shape[1]}")
     places = {name: [i for i, row in enumerate(table) if row["held_out"] == (name == "held_out")] for name in SPLITS}
     read = {name: (pixels[chosen], [table[i] for i in chosen]) for name, chosen in places.items()}
-    tokenizer, prompts, empty = None, {}, torch.tensor(len(CLASSES) if recipe.condition == "class" else 0)
-    if recipe.condition == "text":
-        captioned = {name: caption(*read[name], recoloured=recoloured) for name in SPLITS}
-        tokenizer = learn_tokenizer(captioned["train"])
-        empty = tokenize(tokenizer, [""])[0]
-        prompts = split_prompts(captioned["train"], read["held_out"][1])
-        drawings = {name: text_drawings(part, tokenizer) for name, part in captioned.items()}
-    else:
+    if recipe.condition != "text":
         choose = class_drawings if recipe.condition == "class" else plain_drawings
-        drawings = {name: choose(*part) for name, part in read.items()}
-    splits = {name: encode_drawings(stage, part, empty, device) for name, part in drawings.items()}
-    return Data(splits, {name: len(part.images) for name, part in drawings.items()}, tokenizer, prompts)
+        empty = torch.tensor(len(CLASSES) if recipe.condition == "class" else 0)
+        return Source({name: choose(*part) for name, part in read.items()}, empty, None, {})
+    captioned = {name: caption(*part, recoloured=recoloured) for name, part in read.items()}
+    tokenizer = learn_tokenizer(captioned["train"])
+    prompts = split_prompts(captioned["train"], read["held_out"][1])
+    drawings = {name: text_drawings(part, tokenizer) for name, part in captioned.items()}
+    return Source(drawings, tokenize(tokenizer, [""])[0], tokenizer, prompts)

@@ -62,6 +62,7 @@ class Recipe:
     scheduler: type
     schedule: dict[str, Any]
     sampling: dict[str, Any]
+    grid: tuple[int, int]  # columns and rows of the sample grid
 
 
 RECIPES = {
@@ -83,6 +84,7 @@ RECIPES = {
         scheduler=DDIMScheduler,
         schedule=COMPVIS_SCHEDULER,
         sampling={"num_inference_steps": 100, "eta": 1.0},
+        grid=(8, 8),
     ),
     "ldm8-uncond": Recipe(
         size=128,
@@ -106,6 +108,7 @@ RECIPES = {
         scheduler=DDIMScheduler,
         schedule={**COMPVIS_SCHEDULER, "beta_end": 0.0155},
         sampling={"num_inference_steps": 100, "eta": 0.0},
+        grid=(8, 8),
     ),
     "ldm4-class": Recipe(
         size=64,
@@ -126,6 +129,7 @@ RECIPES = {
         scheduler=DDIMScheduler,
         schedule=COMPVIS_SCHEDULER,
         sampling={"num_inference_steps": 20, "guidance_scale": 3.0},
+        grid=(10, 9),
     ),
     "sd-text": Recipe(
         size=128,
@@ -146,6 +150,7 @@ RECIPES = {
         scheduler=PNDMScheduler,
         schedule=PNDM_SCHEDULER,
         sampling={"num_inference_steps": 50, "guidance_scale": 7.5},
+        grid=(8, 8),
     ),
 }
 

@@ -227,7 +227,7 @@ def export(run: Run, kind: str, images: Tensor, out: Path) -> None:
     model.half().save_pretrained(out)
 
 
-def pair_up(images: dict[str, Tensor], decoded: dict[str, Tensor], *, count: int, columns: int = 16) -> np.ndarray:
+def pair_up(images: dict[str, Tensor], decoded: dict[str, Tensor], *, count: int, columns: int) -> np.ndarray:
     """uint8 [M, H, W, 3]: rows of `columns` images, each above the row of what became of them; full rows only."""
     rows = []
     for name, split in images.items():
@@ -246,7 +246,8 @@ def measure(kind: str, out: Path, splits: dict[str, Tensor]) -> dict[str, Any]:
     chosen = {"held_out": splits["held_out"], "train": splits["train"][::every][: len(splits["held_out"])]}
     latents = {name: encode(model, images) for name, images in chosen.items()}
     decoded = {name: decode(model, z) for name, z in latents.items()}
-    write_grid(pair_up(chosen, decoded, count=48), 16, out / "samples.png")
+    columns = min(16, *map(len, chosen.values()))
+    write_grid(pair_up(chosen, decoded, count=48, columns=columns), columns, out / "samples.png")
     z = encode(model, splits["train"])
     report = {
         "psnr_db": {name: round(psnr(chosen[name], decoded[name]), 2) for name in chosen},

@@ -31,7 +31,7 @@ from typing import Annotated
 import torch
 import typer
 from folders import assemble, averaged_model, sample_images, sample_inputs, write_texts
-from latents import Latents, draw, prepare
+from latents import Latents, draw, encode_drawings, read_source
 from recipes import RECIPES, Denoiser
 from torch import Tensor, nn
 from train_first_stage import CLASSES as STAGE_CLASSES
@@ -90,7 +90,6 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = LatentSettings.lr,
     graph: Annotated[bool, typer.Option(help="Capture the step into a CUDA graph.")] = True,
-    samples: Annotated[int, typer.Option(help="Images of the sample grid, in rows of at most 16.")] = 128,
     sampling_steps: Annotated[int | None, typer.Option(help="Steps of the grid's sampler.")] = None,
 ) -> None:
     """Train, export, measure and sample; the same command again resumes from the checkpoint."""
@@ -102,51 +101,53 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     device = pick_device()
     settings = LatentSettings(minutes=minutes, batch=batch, seed=seed, steps=steps, lr=lr)
-    source = first_stage or HERE / "runs" / recipe.first_stage
-    stage = STAGE_CLASSES[recipe.first_stage].from_pretrained(source, torch_dtype=torch.float32).to(device).eval()
+    folder = first_stage or HERE / "runs" / recipe.first_stage
+    stage = STAGE_CLASSES[recipe.first_stage].from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
     stage.requires_grad_(False)
-    prepared = prepare(recipe, data, stage, device, groups=settings.groups, recoloured=settings.recoloured)
+    source = read_source(recipe, data, groups=settings.groups, recoloured=settings.recoloured)
+    latents = {name: encode_drawings(stage, part, source.empty, device) for name, part in source.drawings.items()}
     torch.manual_seed(seed)
-    run = Run(Denoiser(recipe, prepared.vocabulary), settings, device)
+    run = Run(Denoiser(recipe, source.vocabulary), settings, device)
     alphas = recipe.scheduler(**recipe.schedule).alphas_cumprod.to(device)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in run.module.named_children()}
-    print(f"{model}: parameters {parameters}, images {prepared.counts}, {device}", flush=True)
+    print(f"{model}: parameters {parameters}, images {source.counts}, {device}", flush=True)
 
     def export() -> None:
-        averaged = averaged_model(run, recipe, prepared.vocabulary).half()
-        half = STAGE_CLASSES[recipe.first_stage].from_pretrained(source)
-        assemble(recipe, averaged, half, prepared.tokenizer).save_pretrained(out)
-        write_texts(out, recipe, prepared.prompts)
+        averaged = averaged_model(run, recipe, source.vocabulary).half()
+        half = STAGE_CLASSES[recipe.first_stage].from_pretrained(folder).half()
+        assemble(recipe, averaged, half, source.tokenizer).save_pretrained(out)
+        write_texts(out, recipe, source.prompts)
 
     fit(
         run,
-        lambda run: latent_losses(run, prepared.splits["train"], alphas),
+        lambda run: latent_losses(run, latents["train"], alphas),
         checkpoint=checkpoint or out.with_suffix(".pt"),
         export=export,
         graph=graph,
     )
-    averaged = averaged_model(run, recipe, prepared.vocabulary).to(device)
+    averaged = averaged_model(run, recipe, source.vocabulary).to(device)
     report = {
         "model": model,
         "settings": asdict(settings),
         "device": describe_device(device),
         "torch": torch.__version__,
-        "images": prepared.counts,
-        "latents": {name: len(part.z) for name, part in prepared.splits.items()},
+        "images": source.counts,
+        "latents": {name: len(part.z) for name, part in latents.items()},
         "parameters": parameters,
         "steps": run.step,
         "seconds": round(run.seconds, 1),
-        "loss": {name: measure_loss(averaged, alphas, part) for name, part in prepared.splits.items()},
+        "loss": {name: measure_loss(averaged, alphas, part) for name, part in latents.items()},
         "log": run.log,
     }
     assert all(math.isfinite(value) for value in report["loss"].values())
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     print({key: value for key, value in report.items() if key != "log"}, flush=True)
 
-    pipeline = assemble(recipe, averaged, stage, prepared.tokenizer)
-    images = sample_images(pipeline, recipe, sample_inputs(recipe, prepared.prompts, samples), steps=sampling_steps)
-    columns = min(16, samples)
-    write_grid(images[: samples // columns * columns], columns, out / "samples.png")
+    pipeline = assemble(recipe, averaged, stage, source.tokenizer)
+    columns, rows = recipe.grid
+    inputs = sample_inputs(recipe, source.prompts, columns * rows)
+    images = sample_images(pipeline, recipe, inputs, steps=sampling_steps)
+    write_grid(images, columns, out / "samples.png")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def train(run: Run, losses_of: LossesOf, *, graph: bool) -> Iterator[dict[str, f
     settings, cuda = run.settings, run.generator.device.type == "cuda"
     sums: dict[str, Tensor] = {}
     eager = replay = partial(make_step, run, losses_of, sums)
-    side = torch.cuda.Stream() if cuda else None
+    side = torch.cuda.Stream() if graph else None
     began, logged_at, logged_step, first = time.monotonic() - run.seconds, run.seconds, run.step, run.step
     while (progress := run.share()) < 1:
         lr = learning_rate(settings, run.step, progress)

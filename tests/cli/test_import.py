@@ -138,4 +138,4 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_commands_take_a_checkpoint_in_place_of_a_folder(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("other.yaml").rename("church.yaml")
     result = run_json(capsys, "inspect", str(checkpoint))
-    assert result["model"] == "LatentKLPipeline"
+    assert result["model"] == "church.safetensors"

@@ -63,6 +63,27 @@ def test_a_mask_hides_what_it_hides_in_diffusers() -> None:
     assert not torch.allclose(ours[1], layer(x, encoder_hidden_states=context)[1])
 
 
+@pytest.mark.parametrize("limit", [1, 3000, 9000])
+def test_slices_of_heads_change_nothing_and_are_not_made_where_gradients_are_wanted(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, mask = attention(cross_attention_dim=CONTEXT), torch.zeros(3, 1, 7).double()
+    mask[1, :, 4:] = -10_000.0
+    x, context = torch.randn(3, 20, CHANNELS).double(), torch.randn(3, 7, CONTEXT).double()
+    sizes: list[int] = []
+    product = Product()
+    product.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    layer.set_processor(QuantizedAttnProcessor(product, Product()))
+    monkeypatch.setattr("mezzotint.layers.attention.SLICE_BYTES", limit)
+    whole = layer(x, encoder_hidden_states=context, attention_mask=mask)
+    with torch.no_grad():
+        sliced = layer(x, encoder_hidden_states=context, attention_mask=mask)
+    torch.testing.assert_close(sliced, whole.detach())
+    row = 20 * 7 * 8
+    each = max(1, limit // row)
+    assert sizes == [6, *[each] * (6 // each), *([6 % each] if 6 % each else [])]
+
+
 def test_heads_are_those_of_the_network() -> None:
     """The church model's layout: eight heads at every level, whatever its width."""
     network = FAMILIES["ldm-kl"]().unet

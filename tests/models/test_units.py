@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from families import FAMILIES
 from mezzotint.errors import ModelError
 from mezzotint.models.denoiser import example_inputs
 from mezzotint.models.units import UNIT_TYPES, Unit, layers_by_role, list_units, split_shortcuts
@@ -32,6 +33,7 @@ NETWORKS = {
     "resnet samplers": lambda: tiny_unet(downsample_type="resnet", upsample_type="resnet"),
     "scale and shift": lambda: tiny_unet(resnet_time_scale_shift="scale_shift"),
     "text": tiny_text_unet,
+    **{family: lambda family=family: FAMILIES[family]().unet for family in FAMILIES},
 }
 
 
@@ -129,7 +131,7 @@ def outputs_of(network: nn.Module, units: list[Unit], bump: str | None = None) -
     return outputs
 
 
-@pytest.mark.parametrize("build", [tiny_unet, tiny_text_unet], ids=["pixels", "text"])
+@pytest.mark.parametrize("build", [tiny_unet, tiny_text_unet, NETWORKS["ldm-kl"]], ids=["pixels", "text", "church"])
 def test_declared_outputs_are_added_to_the_units_output_and_inner_layers_are_not(build: Any) -> None:
     network = build().double()
     units = list_units(network, *example_inputs(network))

@@ -64,9 +64,10 @@ def walk(network: nn.Module, rows: CalibrationSet, units: list[Unit], store: Row
     cond = {name: store.allocate(values.shape) for name, values in rows.cond.items()}
     for name, values in rows.cond.items():
         cond[name].write(slice(0, ROWS), values)
-    walkers = [Walker(network, rows, batch=BATCH, device=CPU, sources=sources, cond=cond) for _ in range(2)]
+    first, second = (Walker(network, rows, batch=BATCH, device=CPU, sources=sources, cond=cond) for _ in range(2))
+    walkers = [first, second]
     for index, unit in enumerate(units):
-        problem = pose(unit, *walkers, store)
+        problem = pose(unit, first, second, store)
         visit(problem, walkers)
         output = store.allocate(problem.target.shape)
         problem.block_loss(BATCH, output)

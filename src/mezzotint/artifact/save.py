@@ -58,8 +58,13 @@ def save_quantized(pipeline: DiffusionPipeline, folder: str | Path, overwrite: b
     return folder
 
 
-def check_output(folder: str | Path, overwrite: bool = False) -> Path:
+def check_output(
+    folder: str | Path, overwrite: bool = False, marker: str = MANIFEST_NAME, kind: str = "a quantized model"
+) -> Path:
     """`folder` as a Path, if an artifact may be written there. To be called before hours of work, too.
+
+    Args:
+        marker, kind: the file by which a folder that may be replaced is known, and what such a folder is called.
 
     Raises:
         OutputError: something is there that must not be replaced, or the folder cannot be written.
@@ -70,8 +75,8 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise OutputError(f"{folder}: exists already; choose another folder, or replace it with --overwrite")
-        if not (folder / MANIFEST_NAME).is_file():
-            raise OutputError(f"{folder}: holds something else than a quantized model; it will not be replaced")
+        if not (folder / marker).is_file():
+            raise OutputError(f"{folder}: holds something else than {kind}; it will not be replaced")
     parent = next(parent for parent in folder.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: cannot write in {parent}; choose another folder")

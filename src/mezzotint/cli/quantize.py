@@ -76,8 +76,24 @@ def quantize(
             rich_help_panel=options.METHOD,
         ),
     ] = None,
-    prompts: options.Prompts = None,
-    labels: options.Labels = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts to calibrate a text model on: one a line, a JSON list, or COCO captions. Evaluate on others.",
+            show_default=options.BUILT_IN,
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Classes to calibrate a class-conditional model on: 0,2,4 or 0..9. Evaluate on others.",
+            show_default="even ones; odd ones are evaluated",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
     quantize_vae: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +158,7 @@ def quantize(
     plms = {"spacing": "uniform", "eta": 0.0} if words.kind == "plms" else {}
     given = {name: value for name, value in asdict(words).items() if value is not None}
     changes: dict[str, Any] = {
-        **{**plms, **given},
+        **plms | given,
         "calib_size": calib_size,
         "iters": iters,
         "batch_size": batch_size,

@@ -90,7 +90,7 @@ def local_folder(model: str | Path | None) -> Path | None:
     hint = f"did you mean {close[0]}? " if close else ""
     raise ModelError(
         f"no model called {model!r}: {hint}the zoo has {', '.join(sorted(known)) or 'no models'}; "
-        f"anything else is a folder or a hub id such as google/ddpm-cifar10-32"
+        f"anything else is a folder, a checkpoint file or a hub id such as google/ddpm-cifar10-32"
     )
 
 

@@ -1,13 +1,19 @@
 """The models that come with the package, read from their files.
 
-Each is a folder of diffusers' own format: `src/mezzotint/embedded/<name>` is installed with the package,
-`zoo/models/<name>` lies in a source checkout. What the list says about a model is in its files: the parameters in the
+Each is a folder of diffusers' own format, in one of three places; the first that has a name wins:
+
+    src/mezzotint/embedded/<name>   installed with the package
+    $MEZZOTINT_ZOO/<name>           a folder of the user's, if that variable is set
+    zoo/models/<name>               in a source checkout; parts that models share are relative links there
+
+What the list says about a model is in its files: the parameters in the
 safetensors headers, the description and the licence in the model card (README.md, front matter as on the hub).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ from mezzotint.errors import ModelError
 
 DEFAULT_MODEL = "ddim-emoji"
 PIPELINE_INDEX = "model_index.json"
+ZOO_VARIABLE = "MEZZOTINT_ZOO"  # of the environment: a folder with more models
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -41,12 +48,12 @@ class ZooModel:
 
 
 def list_models() -> list[ZooModel]:
-    """All models of the zoo by name; an installed model hides one of the same name in the checkout."""
+    """All models of the zoo by name; an installed model hides one of the same name elsewhere."""
     return [_read(name, folder) for name, folder in sorted(model_folders().items())]
 
 
 def model_folders() -> dict[str, Path]:
-    """{name: folder} of the models there are."""
+    """{name: folder} of the models there are. ModelError if MEZZOTINT_ZOO names no folder."""
     found: dict[str, Path] = {}
     for root in _roots():
         for index in sorted(root.glob(f"*/{PIPELINE_INDEX}")):
@@ -55,8 +62,15 @@ def model_folders() -> dict[str, Path]:
 
 
 def _roots() -> list[Path]:
-    checkout = _PACKAGE.parents[1]
     roots = [_PACKAGE / "embedded"]
+    if named := os.environ.get(ZOO_VARIABLE):
+        folder = Path(named).expanduser()
+        if not folder.is_dir():
+            raise ModelError(
+                f"{ZOO_VARIABLE}={named}: no such folder; name one whose subfolders are models, or unset it"
+            )
+        roots.append(folder)
+    checkout = _PACKAGE.parents[1]
     if (checkout / "pyproject.toml").is_file():
         roots.append(checkout / "zoo" / "models")
     return roots

@@ -3,8 +3,8 @@
 Rows live on the compute device while the budget lasts, beyond it in temporary files, which are read and written with
 plain file access: mapped files would count as this process's memory. What waits for a later unit (`waiting`: outputs of
 finished units, read once or twice from front to back) may take half of the budget, so that the rows of the unit at
-hand, which are read at random in every iteration, find room. Rows may be stored in float16: half the room, 11 bits of mantissa against
-the 8 of an activation's grid, saturating at 65,504.
+hand, which are read at random in every iteration, find room. Rows may be stored in float16: half the room, 11 bits of
+mantissa against the 8 of an activation's grid, saturating at 65,504.
 
 The files go where Python's `tempfile` puts them (TMPDIR), and each is deleted when its rows are released.
 """
@@ -149,7 +149,7 @@ class RowStore:
             self._folder.cleanup()
 
     def allocate(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, waiting: bool = False) -> RowTensor:
-        """Uninitialised rows of `shape`, on the device if they fit the budget (`waiting`: half of it), else in a file."""
+        """Uninitialised rows of `shape`: on the device if they fit the budget (`waiting`: half of it), or in a file."""
         rows = RowTensor(self, shape, dtype)
         fits = self.used + rows.nbytes <= self.budget
         if fits and (not waiting or self.waiting + rows.nbytes <= self.budget / 2):
