@@ -72,6 +72,7 @@ def ship_latent(name: str, run: Path, out: Path, data: Path, basis: Path) -> Non
         shutil.rmtree(out)
     shutil.copytree(run, out, ignore=shutil.ignore_patterns(*NOT_COPIED))
     link(out / part, out.parent / recipe.first_stage)
+    link(out / ARTWORK, out.parent / ARTWORK)  # artifacts made from the model carry its credits
 
     report = json.loads((out / "training.json").read_text())
     settings = report["settings"]
@@ -139,6 +140,8 @@ def main(
     unknown = set(chosen) - {*known, "ddim"}
     if unknown:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of ddim, {', '.join(known)}")
+    models.mkdir(parents=True, exist_ok=True)
+    write_credits(models, embedded)
     for name in sorted(chosen, key=["ddim", *known].index):
         print(f"{name} ...", flush=True)
         if name == "ddim":
@@ -147,8 +150,6 @@ def main(
             ship_first_stage(name, runs / name, models / name, data)
         else:
             ship_latent(name, runs / name, models / name, data, embedded)
-    if models.is_dir():
-        write_credits(models, embedded)
     sizes = check_sizes(embedded, models)
     print("\n".join(f"{size:7.2f} MB  {name}" for name, size in sizes.items()))
     print(f"{sum(sizes.values()):7.2f} MB  together")

@@ -189,7 +189,7 @@ def _fit_activations_running_(
         return hook
 
     handles = [grid.register_forward_pre_hook(update(name, grid)) for name, grid in grids.items()]
-    size = min(EMA_BATCH, max(config.forward_batch, 1)) if device.type == "cpu" else EMA_BATCH
+    size = min(EMA_BATCH, config.forward_batch)
     progress.start("fit: activations", -(-len(rows) // size))
     try:
         for call in rows.calls(size, device):

@@ -120,6 +120,14 @@ def quantize(
             rich_help_panel=options.RUNNING,
         ),
     ] = None,
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of these inputs and targets: [b]float32[/b], or [b]float16[/b] in half the room.",
+            show_default="float32",
+            rich_help_panel=options.RUNNING,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same artifact.", min=0, rich_help_panel=options.METHOD)] = 1234,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
@@ -164,6 +172,7 @@ def quantize(
         "batch_size": batch_size,
         "block_weighting": block_weighting,
         "cache_gb": cache_gb,
+        "cache_dtype": cache_dtype,
         "vae_bits": quantize_vae,
         "text_encoder_bits": quantize_text_encoder,
         "seed": seed,

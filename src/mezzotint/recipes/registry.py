@@ -9,7 +9,7 @@ from typing import Any
 from mezzotint.config import FLAT_FIELDS, QuantizeConfig, override
 from mezzotint.errors import ConfigError
 from mezzotint.models.families import Family
-from mezzotint.recipes.eda_dm import eda_dm
+from mezzotint.recipes.eda_dm import BATCH_SIZE, eda_dm
 from mezzotint.recipes.eda_dm_official import eda_dm_official
 from mezzotint.recipes.nearest import nearest
 from mezzotint.recipes.paper import PAPER
@@ -22,7 +22,14 @@ RECIPES: dict[str, Callable[[str, Family], QuantizeConfig]] = {
 
 # Seconds to spend, not what to compute: minutes on two CPU cores; minutes on a GPU; what the paper's code spends.
 PRESETS = ("fast", "default", "paper")
-_FAST = {"steps": 20, "calib_size": 256, "pilot_size": 16, "iters": 100, "batch_size": 16, "rounding_lr": 0.5}
+_FAST: dict[str, Any] = {
+    "steps": 20,
+    "calib_size": 256,
+    "pilot_size": 16,
+    "iters": 100,
+    "batch_size": 16,
+    "rounding_lr": 0.5,
+}
 
 
 def make_config(
@@ -57,7 +64,7 @@ def preset_options(preset: str, bits: str, family: Family) -> dict[str, Any]:
     if preset not in PRESETS:
         raise ConfigError(f"no preset {preset!r}{_suggest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}")
     if preset == "fast":
-        return dict(_FAST)
+        return {**_FAST, "batch_size": min(_FAST["batch_size"], BATCH_SIZE[family])}
     return PAPER[family].spending(bits) if preset == "paper" else {}
 
 
