@@ -63,3 +63,9 @@ def test_recipes_of_one_family_share_lambda_and_sampler() -> None:
         ours, released = make_config(family=family), make_config("eda-dm-official", family=family)
         assert ours.selection.variety_weight == released.selection.variety_weight
         assert ours.sampler == released.sampler == make_config("nearest", family=family).sampler
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_corrects_what_the_recipe_leaves_alone(preset: str) -> None:
+    for recipe in RECIPES:
+        assert (make_config(recipe, "w4a8", preset).drift_trajectories > 0) == (recipe == "eda-dm")

@@ -129,7 +129,11 @@ def test_every_model_trains_loads_and_ships(
             for key, value in pipeline.components[part].state_dict().items():
                 assert torch.equal(shipped.components[part].state_dict()[key], value), (part, key)
     links = {path.name: path.readlink() for path in (models / name).iterdir() if path.is_symlink()}
-    assert set(links) == {"features.safetensors", "vqvae" if recipe.first_stage == "vq-f4" else "vae"}
+    assert set(links) == {
+        "LICENSE-ARTWORK.md",
+        "features.safetensors",
+        "vqvae" if recipe.first_stage == "vq-f4" else "vae",
+    }
     assert not any(target.is_absolute() for target in links.values())
     statistics = load_file(models / name / "train_stats.safetensors")
     assert (statistics["mean"].shape, statistics["cov"].shape) == ((256,), (256, 256))
