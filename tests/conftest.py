@@ -11,6 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network
 import torch
 from hypothesis import settings
 
+from mezzotint.calibration import ranges
+
 torch.set_num_threads(1)
 settings.register_profile("mezzotint", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("mezzotint")
+
+# What a range search looks at of every tensor: 2**15 values in earnest. Tiny networks need no more than this, and the
+# searches would take two thirds of the suite's time.
+ranges.SAMPLED_VALUES = 1 << 10

@@ -32,9 +32,12 @@ ALLOWED: dict[str, set[str]] = {
     "reconstruction": {"config", "calibration", *NUMBERS, *DIFFUSION},
     "artifact": {"manifest", *NUMBERS, *DIFFUSION},
     "evaluation": {"manifest", *NUMBERS, *DIFFUSION},
+    "export": {"artifact", "base", "manifest", *NUMBERS, *DIFFUSION},
     "loading": {"artifact", "models"},
     "recipes": {"config", "calibration", "reconstruction", *NUMBERS, *DIFFUSION},
     "inspection": {"artifact", "calibration", "manifest", "recipes", *NUMBERS, *DIFFUSION},
+    "optimization": {"layers"},
+    "speed": {"layers", "models"},
     "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }
 ABOVE_ALL = {"top", "cli"}

@@ -27,7 +27,8 @@ SMALL: dict[str, Any] = {"steps": 6, "calib_size": 10, "pilot_size": 4, "forward
 
 def config(recipe: str = "eda-dm", bits: str = "w4a8", **changes: Any) -> QuantizeConfig:
     learning = {} if recipe == "nearest" else {"iters": 6, "batch_size": 4}
-    return make_config(recipe, bits, **{**SMALL, **learning, **changes})
+    correcting = {"drift_trajectories": 2} if recipe == "eda-dm" else {}
+    return make_config(recipe, bits, **{**SMALL, **learning, **correcting, **changes})
 
 
 @pytest.fixture(scope="module")

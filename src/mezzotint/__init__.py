@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mezzotint.inspection import inspect
     from mezzotint.loading import load
     from mezzotint.models.zoo import list_models
+    from mezzotint.optimization import optimize
     from mezzotint.pipeline import quantize
     from mezzotint.recipes.registry import make_config
     from mezzotint.sampling.config import SamplerConfig
@@ -41,6 +42,7 @@ __all__ = [
     "load",
     "load_quantized",
     "make_config",
+    "optimize",
     "quantize",
     "sample",
     "save_quantized",
@@ -57,6 +59,7 @@ _HOMES = {
     "load": "mezzotint.loading",
     "load_quantized": "mezzotint.artifact",
     "make_config": "mezzotint.recipes.registry",
+    "optimize": "mezzotint.optimization",
     "quantize": "mezzotint.pipeline",
     "sample": "mezzotint.sampling.trajectory",
     "save_quantized": "mezzotint.artifact",

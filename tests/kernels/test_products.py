@@ -67,7 +67,7 @@ def test_linear_equals_the_integer_sum(name: str, case: Case) -> None:
     assert torch.equal(y, oracle_linear(case))
 
 
-@pytest.mark.parametrize("name", ["reference", "exact-fp32"])
+@pytest.mark.parametrize("name", ALL)
 @EXAMPLES
 @given(
     shape=st.tuples(*[st.sampled_from([1, 2, 3, 17])] * 2, st.sampled_from([1, 3, 64, 258, 259, 700])),
@@ -84,6 +84,7 @@ def test_matmul_equals_the_integer_sum(
     zero_points: tuple[int, int],
     seed: int,
 ) -> None:
+    require(name)
     m, n, k = shape
     a_q = codes((*leading, m, k), fill, seed)
     b_q = codes((*leading, n, k), fill, seed + 1).transpose(-1, -2)
@@ -191,6 +192,30 @@ def test_errors_name_the_thing() -> None:
         matmul_shape((2, 3), (2, 3))
     with pytest.raises(KernelError, match=r"matmul: a sum of 33026 terms"):
         matmul_shape((2, 33026), (33026, 2))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 999),
+    channels=st.sampled_from([3, 16, 65, 256]),
+    zero_point=ZERO_POINTS,
+    fill=FILLS,
+)
+def test_constant_channels_carry_the_zero_point(seed: int, channels: int, zero_point: int, fill: str) -> None:
+    """For every position of the window the added channels sum up to -zero_point * sum(weights), in int8."""
+    require("onednn")
+    constants = weighted(weights((5, channels, 3, 2), fill, seed), zero_point, False, seed)
+    carried = onednn.carried_zero_point(constants)
+    if carried is None:
+        assert zero_point == 0 or channels < 65 or fill not in ("random", "all low")
+        return
+    weight, values = carried
+    added = weight[:, channels:].to(torch.int64)
+    assert weight.dtype == torch.int8
+    assert torch.equal(weight[:, :channels], constants.weight_q)
+    sums = (added * values.view(1, -1, 1, 1)).sum(1)
+    assert torch.equal(sums, -zero_point * constants.weight_q.to(torch.int64).sum(1))
+    assert added.shape[1] * 4 <= channels
 
 
 @pytest.mark.gpu

@@ -266,7 +266,8 @@ def test_repr_says_bits_and_kernel() -> None:
     weight, inputs = weight_spec(4, (5, 7)), activation_spec(8, (5, 7))
     assert "w4a8, groups=(5, 7), kernel=reference" in repr(conv2d(weight, inputs, (6, 12, 1, 1), kernel="reference"))
     assert "w3a32, kernel=float32" in repr(conv2d(weight_spec(3), None, (6, 12, 1, 1)))
-    assert "a8 x a4, kernel=exact-fp32" in repr(matmul(8, 4))
+    assert "a8 x a4, kernel=" in repr(matmul(8, 4))
+    assert "a8 x a4, kernel=exact-fp32" in repr(matmul(8, 4, kernel="exact-fp32"))
 
 
 @pytest.mark.skipif(not VNNI, reason="no VNNI on this processor")

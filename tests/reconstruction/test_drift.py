@@ -15,7 +15,7 @@ from mezzotint.models.denoiser import network_of
 from mezzotint.pipeline import simulate
 from mezzotint.progress import NullProgress
 from mezzotint.recipes.registry import RECIPES, make_config
-from mezzotint.reconstruction.drift import correct_output_, drift_weights, mean_errors
+from mezzotint.reconstruction.drift import _Trajectories, correct_output_, drift_weights, mean_errors
 from mezzotint.sampling.schedulers import make_scheduler
 from tiny import tiny_pipeline
 
@@ -28,10 +28,9 @@ def config() -> QuantizeConfig:
 
 
 def weighted_error(network: nn.Module) -> Tensor:
-    pipeline = tiny_pipeline()
-    scheduler = make_scheduler(pipeline, config().sampler)
-    errors = mean_errors(pipeline, network, scheduler, config(), CPU, NullProgress())
-    return (drift_weights(scheduler)[:, None] * errors).sum(0)
+    run = _Trajectories(tiny_pipeline(), config(), CPU)
+    errors, _ = mean_errors(run, network, NullProgress())
+    return (drift_weights(run.scheduler)[:, None] * errors).sum(0)
 
 
 def test_the_weights_telescope_and_standing_steps_have_none() -> None:
@@ -59,9 +58,26 @@ def test_the_drift_of_a_calibrated_network_vanishes() -> None:
     plain = simulate(tiny_pipeline(), make_config(**{**settings, "drift_trajectories": 0}), device="cpu")
     corrected = simulate(tiny_pipeline(), make_config(**settings), device="cpu")
     before, after = weighted_error(plain.network), weighted_error(corrected.network)
-    assert_close(before, -torch.tensor(corrected.results["output_correction"]["drift"], dtype=torch.float64))
-    assert float(after.abs().max()) < 1e-3 * float(before.abs().max())
+    found = corrected.results["output_correction"]
+    assert_close(before, -torch.tensor(found["drift"], dtype=torch.float64))
+    assert_close(after, (1 - found["share"]) * before, atol=1e-3 * float(before.abs().max()), rtol=0)
     assert "output_correction" not in plain.results
+
+
+@pytest.mark.parametrize("shift", [[0.05, -0.05, 0.05], [0.0, 0.0, 0.0]])
+def test_samples_end_no_farther_from_the_float_ones_than_before(shift: list[float]) -> None:
+    """Whatever the error is, the share that is kept is the best of those tried, and nothing is among them."""
+    simulated = simulate(tiny_pipeline(), make_config("nearest", "w4a8", **{**SMALL, "drift_trajectories": 0})).network
+    simulated.conv_out.bias += torch.tensor(shift)  # type: ignore[union-attr, operator]
+    start = simulated.conv_out.bias.clone()  # type: ignore[union-attr, operator]
+    found = correct_output_(tiny_pipeline(), simulated, config(), CPU, NullProgress())
+    errors = found["sample_mse"]
+    assert set(errors) == {"1.0", "0.5", "0.0"}
+    assert errors[str(found["share"])] == min(errors.values())
+    taken_off = start - simulated.conv_out.bias  # type: ignore[operator]
+    assert_close(taken_off, torch.tensor(found["bias"]), atol=1e-6, rtol=0)
+    if any(shift):
+        assert found["share"] > 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mezzotint.sampling.config import SamplerConfig
 
 
+EXPORT_RECORD = "export.json"  # by which an exported folder is known, without importing what reads it
+
+
 def parse_seeds(text: str) -> list[int]:
     """`0..3,8` -> [0, 1, 2, 3, 8]. Both ends of a range belong to it. Raises ConfigError for anything else."""
     seeds = parse_numbers(text, "--seeds")
@@ -141,10 +144,18 @@ def check_told(pipeline: DiffusionPipeline, told: Told) -> list[str] | list[int]
     return told.values
 
 
-def find_device(name: str) -> str:
-    """`name` if such a device is there, with `auto` resolved. Raises ConfigError otherwise."""
+def find_device(name: str, runtime: str | None = None) -> str:
+    """`name` if such a device is there, with `auto` resolved. Raises ConfigError otherwise.
+
+    Args:
+        runtime: of an exported model; those run on the CPU.
+    """
     import torch
 
+    if runtime is not None and name not in ("auto", "cpu"):
+        raise ConfigError(f"--device {name}: --runtime {runtime} runs on the CPU; leave one of the two out")
+    if runtime is not None:
+        return "cpu"
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -168,6 +179,21 @@ def load_model(model: str, device: str, progress: Progress) -> DiffusionPipeline
     progress.start(f"load {Path(model).name}", 1)
     pipeline = load(model, device=device)
     network_of(pipeline)
+    progress.advance()
+    progress.finish()
+    return pipeline
+
+
+def load_runnable(model: str, device: str, runtime: str | None, progress: Progress) -> DiffusionPipeline:
+    """As `load_model`; with a `runtime`, the exported folder `model`. ConfigError if one goes without the other."""
+    if runtime is None:
+        if (Path(model) / EXPORT_RECORD).is_file():
+            raise ConfigError(f"{model}: is an exported model; say what runs it: --runtime ort or --runtime openvino")
+        return load_model(model, device, progress)
+    from mezzotint.export import load_exported
+
+    progress.start(f"load {Path(model).name}", 1)
+    pipeline = load_exported(model, runtime)
     progress.advance()
     progress.finish()
     return pipeline

@@ -86,8 +86,10 @@ def denoiser_graph(network: nn.Module, *, tokens: int = EXAMPLE_TOKENS) -> Graph
     x_t, t, *others = (tensor.cpu() for tensor in example_inputs(network, BATCH))
     if len(others) > 1 or any(not other.is_floating_point() or other.ndim != 3 for other in others):
         raise ModelError(f"{type(network).__name__}: networks with an embedding of class labels cannot be exported")
-    context = {"context": torch.zeros(BATCH, tokens, other.shape[-1]) for other in others}
-    return Graph(network, _denoise, {"x_t": x_t, "t": t, **context}, "eps")
+    inputs = {"x_t": x_t, "t": t}
+    if others:
+        inputs["context"] = torch.zeros(BATCH, tokens, others[0].shape[-1])
+    return Graph(network, _denoise, inputs, "eps")
 
 
 def _stage_graph(pipeline: DiffusionPipeline) -> Graph:

@@ -14,16 +14,16 @@ once, on x86 and ARM64 alike. A convolution becomes that product by laying the c
 
 The int32 sums are exact, so (1) is the integer layer's own equation; only its last addition may be fused.
 
-Rejected: ConvInteger, exact as well, but on two CPUs' worth of measurements three times slower than (1) (unsigned
-weights; with signed ones far slower), and QLinearConv, which rounds its output to 8 bits.
+Rejected: ConvInteger, exact as well and simpler, but much slower than (1), with signed weights slower than float; and
+QLinearConv, which rounds its output to 8 bits.
 
-The rewriting is done by onnxscript's rewriter when a model is loaded; the file stays the standard QDQ graph, which other
-runtimes read. Grouped convolutions are left as they are.
+The rewriting is done by onnxscript's rewriter when a model is loaded; the file stays the standard QDQ graph, which
+other runtimes read. Grouped convolutions are left as they are.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 from typing import Any
 
 import numpy as np
@@ -32,29 +32,36 @@ from mezzotint.export.extra import need
 
 CONTRIB = "com.microsoft"
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+_MIDDLE = 128  # code of 0 among unsigned weights
 _TO_THE_END = np.iinfo(np.int64).max
 
 
-def lower(path: Path) -> bytes:
-    """The model at `path` with its quantized products as integer ones, ready for ONNX Runtime."""
+def lower(model: Any, *, unsigned: bool = False) -> bytes:
+    """The serialized `model` (onnx_ir, modified) with its quantized products as integer ones, for ONNX Runtime.
+
+    Args:
+        unsigned: store weight codes as uint8, 128 more, with 128 as their zero point: the same integers by products of
+            unsigned bytes, which are exact on every processor and slower where the signed ones are.
+    """
     ir, rewriter = need("onnx_ir"), need("onnxscript.rewriter")
-    model = ir.load(path)
     ir.external_data.load_to_model(model)
     model.opset_imports[CONTRIB] = 1
-    rewriter.rewrite(model, pattern_rewrite_rules=_rules())
+    rewriter.rewrite(model, pattern_rewrite_rules=_rules(unsigned))
     return ir.to_proto(model).SerializeToString()
 
 
-def _rules() -> list[Any]:
+def _rules(unsigned: bool) -> list[Any]:
     rule = need("onnxscript.rewriter.pattern").RewriteRule
-    pairs = (
-        (_conv_with_bias, _lower_conv, _is_plain_conv),
-        (_conv, _lower_conv, _is_plain_conv),
-        (_linear_with_bias, _lower_linear, _has_codes),
-        (_linear, _lower_linear, _has_codes),
+    conv = functools.partial(_lower_conv, unsigned=unsigned)
+    linear = functools.partial(_lower_linear, unsigned=unsigned)
+    parts = (
+        (_conv_with_bias, conv, _is_plain_conv),
+        (_conv, conv, _is_plain_conv),
+        (_linear_with_bias, linear, _has_codes),
+        (_linear, linear, _has_codes),
         (_product, _lower_product, _are_activations),
     )
-    return [rule(pattern, rewrite, check, remove_nodes=False) for pattern, rewrite, check in pairs]
+    return [rule(pattern, rewrite, check, remove_nodes=False) for pattern, rewrite, check in parts]
 
 
 def _conv_with_bias(op: Any, x_q: Any, x_scale: Any, x_zero_point: Any, codes: Any, scale: Any, bias: Any) -> Any:
@@ -94,21 +101,41 @@ def _are_activations(context: Any, y_q: Any, **_: Any) -> bool:
 
 
 def _lower_conv(
-    op: Any, x_q: Any, x_scale: Any, x_zero_point: Any, codes: Any, scale: Any, y: Any, bias: Any = None
+    op: Any,
+    x_q: Any,
+    x_scale: Any,
+    x_zero_point: Any,
+    codes: Any,
+    scale: Any,
+    y: Any,
+    *,
+    unsigned: bool,
+    bias: Any = None,
 ) -> Any:
-    weight = codes.const_value.numpy().astype(np.int8)  # [O, C, kh, kw]
+    weight = codes.const_value.numpy()  # [O, C, kh, kw]
     window = _Window(y, weight.shape[2:])
     columns = window.columns(op, op.Transpose(x_q, perm=_TO_CHANNELS_LAST), x_zero_point, codes.name)
-    flat = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
-    found = _integer_product(op, columns, _initializer(op, codes.name + "_flat", flat), x_scale, scale, x_zero_point, bias)
-    return op.Transpose(found, perm=_TO_CHANNELS_FIRST)
+    flat = weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+    operand = _weight(op, codes.name, flat, unsigned)
+    return op.Transpose(
+        _integer_product(op, columns, operand, x_scale, scale, x_zero_point, bias), perm=_TO_CHANNELS_FIRST
+    )
 
 
 def _lower_linear(
-    op: Any, x_q: Any, x_scale: Any, x_zero_point: Any, codes: Any, scale: Any, bias: Any = None
+    op: Any, x_q: Any, x_scale: Any, x_zero_point: Any, codes: Any, scale: Any, *, unsigned: bool, bias: Any = None
 ) -> Any:
-    weight = _initializer(op, codes.name + "_flat", codes.const_value.numpy().astype(np.int8))
-    return _integer_product(op, x_q, weight, x_scale, scale, x_zero_point, bias)
+    operand = _weight(op, codes.name, codes.const_value.numpy(), unsigned)
+    return _integer_product(op, x_q, operand, x_scale, scale, x_zero_point, bias)
+
+
+def _weight(op: Any, name: str, codes: np.ndarray, unsigned: bool) -> tuple[Any, Any]:
+    """Initializers of weight codes [K, O] and of their zero point, None where that is 0."""
+    wide = codes.astype(np.int16)
+    if not unsigned:
+        return _initializer(op, f"{name}_flat", np.ascontiguousarray(wide.astype(np.int8))), None
+    zero_point = _initializer(op, f"{name}_flat_zero_point", np.array(_MIDDLE, np.uint8))
+    return _initializer(op, f"{name}_flat", np.ascontiguousarray((wide + _MIDDLE).astype(np.uint8))), zero_point
 
 
 def _lower_product(
@@ -118,10 +145,10 @@ def _lower_product(
 
 
 def _integer_product(
-    op: Any, x_q: Any, weight: Any, x_scale: Any, scale: Any, x_zero_point: Any, bias: Any
+    op: Any, x_q: Any, operand: tuple[Any, Any], x_scale: Any, scale: Any, x_zero_point: Any, bias: Any
 ) -> Any:
-    inputs = [x_q, weight, x_scale, scale, x_zero_point, *([] if bias is None else [None, bias])]
-    return op.MatMulIntegerToFloat(*inputs, _domain=CONTRIB)
+    weight, zero_point = operand
+    return op.MatMulIntegerToFloat(x_q, weight, x_scale, scale, x_zero_point, zero_point, bias, _domain=CONTRIB)
 
 
 class _Window:
@@ -136,7 +163,9 @@ class _Window:
         """[B, H', W', kh kw C] of x [B, H, W, C]."""
         if any(self.pads):
             top, left, bottom, right = self.pads
-            x = op.Pad(x, _initializer(op, f"{name}_pads", np.array([0, top, left, 0, 0, bottom, right, 0])), x_zero_point)
+            x = op.Pad(
+                x, _initializer(op, f"{name}_pads", np.array([0, top, left, 0, 0, bottom, right, 0])), x_zero_point
+            )
         if self.kernel == (1, 1) and self.stride == [1, 1]:
             return x
         kh, kw = self.kernel
@@ -148,7 +177,7 @@ class _Window:
         starts, ends = [], []
         for place, size, dilation in zip((row, column), self.kernel, self.dilation, strict=True):
             behind = (size - 1 - place) * dilation
-            starts.append(place * dilation)
+            starts.append(place)
             ends.append(-behind if behind else _TO_THE_END)
         bounds = (starts, ends, [1, 2], self.stride)
         inputs = [

@@ -50,25 +50,24 @@ def write_onnx(graph: Graph, path: Path) -> None:
     need("onnx.checker").check_model(path, full_check=True)
 
 
-def _store_small_(model: Any, bits: dict[str, int]) -> None:
-    """Gives the initializers named in `bits` the type INT4, two codes a byte."""
+def _store_small_(model: Any, names: set[str]) -> None:
+    """Gives the codes called `names` the type INT4: two codes a byte."""
     ir, int4 = need("onnx_ir"), need("ml_dtypes").int4
-    for name in bits:
+    for name in names & model.graph.initializers.keys():  # equal weights are stored once, under one of their names
         value = model.graph.initializers[name]
-        codes = value.const_value.numpy().astype(int4)
-        value.const_value = ir.tensor(codes, dtype=ir.DataType.INT4, name=name)
+        value.const_value = ir.tensor(value.const_value.numpy().astype(int4), dtype=ir.DataType.INT4, name=name)
         value.dtype = ir.DataType.INT4
 
 
 def _forget_source_(model: Any) -> None:
-    """Removes the stack traces of the exporting machine from the graph; the names of the layers stay."""
+    """Removes what the exporter notes of modules, source lines and this machine; names of weights say the layer."""
     for node in model.graph.all_nodes():
-        for key in list(node.metadata_props):
-            if key != SCOPES:
-                del node.metadata_props[key]
-
-
-SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata: names of the modules it comes from, the outermost first
+        for noted in (node, *node.outputs):
+            noted.metadata_props.clear()
+            noted.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
 
 
 @contextmanager

@@ -24,12 +24,13 @@ and weights as dequantized float constants (four times the file).
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.grid.spec import GridSpec
+from mezzotint.grid.spec import GridSpec, activation_spec
 from mezzotint.layers.int_base import IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d, IntLinear, IntMatMul
 from mezzotint.layers.swap import set_module_
@@ -45,11 +46,10 @@ class QdqActivation(nn.Module):
     x_scale: Tensor
     x_zero_point: Tensor
 
-    def __init__(self, scale: Tensor, zero_point: int, grid: GridSpec) -> None:
+    def __init__(self, scale: float, zero_point: int, grid: GridSpec) -> None:
         super().__init__()
-        step = float(scale)
-        self.range = (-zero_point * step, (grid.quant_max - zero_point) * step) if grid.bits < _FULL_BITS else None
-        self.register_buffer("x_scale", torch.tensor(step))
+        self.range = (-zero_point * scale, (grid.quant_max - zero_point) * scale) if grid.bits < _FULL_BITS else None
+        self.register_buffer("x_scale", torch.tensor(scale))
         self.register_buffer("x_zero_point", torch.tensor(zero_point, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,16 +74,20 @@ class QdqWeight(nn.Module):
 
     def forward(self) -> Tensor:
         inputs, shape = (self.codes, self.scale), self.codes.shape
-        return torch.onnx.ops.symbolic("DequantizeLinear", inputs, {"axis": self.axis}, dtype=torch.float32, shape=shape)
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", inputs, {"axis": self.axis}, dtype=torch.float32, shape=shape
+        )
 
 
 class QdqConv2d(nn.Module):
     """Equation (1) of a convolution; x [B, C, H, W] -> [B, O, H', W']."""
 
+    bias: Tensor | None
+
     def __init__(self, layer: IntConv2d) -> None:
         super().__init__()
         self.geometry, codes, bits = layer.geometry, layer.weight_codes(), layer.weight_grid.bits
-        grids = _activation_grids(layer)
+        grids = _activation_grids(layer, layer.weight_shape[1] * layer.geometry.conv_groups)
         self.channels = [channels for channels, _ in grids]
         self.inputs = nn.ModuleList(grid for _, grid in grids)
         scales = layer.weight_scale.expand(len(grids), -1)
@@ -93,22 +97,25 @@ class QdqConv2d(nn.Module):
         self.register_buffer("bias", layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        g, total = self.geometry, None
+        g = self.geometry
         window = (g.stride, g.padding, g.dilation, g.conv_groups)
-        whole = len(self.channels) == 1
-        for channels, quantize, weight in zip(self.channels, self.inputs, self.weights, strict=True):
-            own = quantize(x if whole else x[:, channels])
-            y = F.conv2d(own, weight(), self.bias if whole else None, *window)
-            total = y if total is None else total + y
-        return total if whole or self.bias is None else total + self.bias.view(-1, 1, 1)
+        groups = list(zip(self.channels, self.inputs, self.weights, strict=True))
+        if len(groups) == 1:
+            [(_, quantize, weight)] = groups
+            return F.conv2d(quantize(x), weight(), self.bias, *window)
+        parts = [F.conv2d(quantize(x[:, own]), weight(), None, *window) for own, quantize, weight in groups]
+        total = functools.reduce(torch.add, parts)
+        return total if self.bias is None else total + self.bias.view(-1, 1, 1)
 
 
 class QdqLinear(nn.Module):
     """Equation (1) of a linear layer; x [..., K] -> [..., O]."""
 
+    bias: Tensor | None
+
     def __init__(self, layer: IntLinear) -> None:
         super().__init__()
-        [(_, self.input)] = _activation_grids(layer)
+        [(_, self.input)] = _activation_grids(layer, layer.weight_shape[1])
         self.weight = QdqWeight(layer.weight_codes().t(), layer.weight_scale[0], 1, layer.weight_grid.bits)
         self.register_buffer("bias", layer.bias)
 
@@ -122,8 +129,8 @@ class QdqMatMul(nn.Module):
 
     def __init__(self, layer: IntMatMul) -> None:
         super().__init__()
-        self.a = QdqActivation(layer.a_scale[0], int(layer.a_zero_point), layer.a_grid)
-        self.b = QdqActivation(layer.b_scale[0], int(layer.b_zero_point), layer.b_grid)
+        self.a = QdqActivation(float(layer.a_scale), int(layer.a_zero_point), layer.a_grid)
+        self.b = QdqActivation(float(layer.b_scale), int(layer.b_zero_point), layer.b_grid)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.matmul(self.a(a), self.b(b))
@@ -142,17 +149,18 @@ def exportable(network: nn.Module) -> nn.Module:
     return copied.eval()
 
 
-def small_weights(network: nn.Module) -> dict[str, int]:
-    """{name of the codes: bits} of the weights of an `exportable` network that fit in 4-bit tensors."""
+def small_weights(network: nn.Module) -> set[str]:
+    """Names of the codes of an `exportable` network that fit in 4-bit tensors."""
     grids = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, QdqWeight))
-    return {f"{name}.{CODES}": layer.bits for name, layer in grids if layer.bits <= SMALL_BITS}
+    return {f"{name}.{CODES}" for name, layer in grids if layer.bits <= SMALL_BITS}
 
 
-def _activation_grids(layer: IntWeightedLayer) -> list[tuple[slice, nn.Module]]:
-    """(channels, grid) of each group of input channels; nn.Identity where activations stay in float."""
+def _activation_grids(layer: IntWeightedLayer, channels: int) -> list[tuple[slice, nn.Module]]:
+    """(channels, grid) of each group of the input channels; nn.Identity where activations stay in float."""
+    slices = activation_spec(_FULL_BITS, layer.groups).group_slices(channels)
     grid = layer.spec.input
-    if grid is None:
-        return [(slice(None), nn.Identity())]
-    return [
-        (channels, QdqActivation(scale, zero_point, grid)) for channels, scale, zero_point, _ in layer.group_constants()
-    ]
+    if grid is None or layer.input_scale is None or layer.input_zero_point is None:
+        return [(group, nn.Identity()) for group in slices]
+    scales, zero_points = layer.input_scale.expand(len(slices)), layer.input_zero_point.expand(len(slices))
+    constants = zip(slices, scales.tolist(), zero_points.tolist(), strict=True)
+    return [(group, QdqActivation(scale, zero_point, grid)) for group, scale, zero_point in constants]

@@ -102,7 +102,7 @@ def read_record(folder: Path) -> ExportRecord:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{folder}: no {RECORD_NAME} there, so nothing was exported to it; run: mezzotint export ARTIFACT -o {folder}"
+            f"{folder}: no {RECORD_NAME} there, so it is no export; make one: mezzotint export ARTIFACT -o {folder}"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path}: truncated or altered, it is no JSON ({error}); {AGAIN}") from None

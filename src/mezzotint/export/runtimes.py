@@ -7,24 +7,30 @@
 Both get as many threads as torch has, and compute in float32 around the integers: OpenVINO would take bfloat16 where
 the CPU has it, which changes images.
 
-On x86 without VNNI the fast product of unsigned and signed bytes adds pairs in int16, where they saturate. ONNX Runtime
-is told to take the slower, exact one there (`session.x64quantprecision`). OpenVINO has no such setting; see
-`check_exact`.
+On x86 without VNNI the fast product of unsigned and signed bytes adds pairs in int16, where they saturate. As with our
+oneDNN kernel, a product that saturates if anything does is computed once in each runtime. If it is wrong there, ONNX
+Runtime gets unsigned weights, whose slower product is exact, and OpenVINO 8-bit weights as floats: the same
+numbers without the speed, and one log line says so. (Their own settings for this, `session.x64quantprecision` and
+`LP_TRANSFORMS_MODE`, break graphs like ours in ONNX Runtime 1.32 and OpenVINO 2026.4.)
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mezzotint.errors import ArtifactError, ConfigError
 from mezzotint.export.extra import need
 from mezzotint.export.lowering import lower
+from mezzotint.export.onnx_graph import OPSET
 
 logger = logging.getLogger("mezzotint")
 
@@ -32,6 +38,11 @@ Runtime = Literal["ort", "openvino"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
 Run = Callable[..., Tensor]  # the graph's inputs by position -> its output
 
+OPENVINO = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # activations have grids of their own
+}
+IR_VERSION = 10  # of the ONNX file format, the one that came with opset 21
 SUFFIXES: dict[str, tuple[str, ...]] = {"ort": (".onnx",), "openvino": (".onnx", ".xml")}
 
 
@@ -54,8 +65,10 @@ def open_graph(path: Path, runtime: Runtime, *, quantized: bool) -> Run:
         ArtifactError: the runtime refuses the graph.
     """
     if path.suffix not in SUFFIXES[runtime]:
-        raise ConfigError(f"{path}: runtime {runtime} reads {' and '.join(SUFFIXES[runtime])}; export it again for that")
-    return _open_ort(path, quantized) if runtime == "ort" else _open_openvino(path)
+        raise ConfigError(
+            f"{path}: runtime {runtime} reads {' and '.join(SUFFIXES[runtime])}; export it again for that"
+        )
+    return _open_ort(path, quantized) if runtime == "ort" else _open_openvino(path, quantized)
 
 
 def _open_ort(path: Path, quantized: bool) -> Run:
@@ -63,11 +76,10 @@ def _open_ort(path: Path, quantized: bool) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3  # errors only
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    model = lower(path) if quantized else str(path)
+    model = lower(need("onnx_ir").load(path), unsigned=_saturates("ort")) if quantized else str(path)
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError, *_ort_errors(ort)) as error:
+    except Exception as error:
         raise ArtifactError(f"{path}: onnxruntime {ort.__version__} cannot run it: {error}") from error
     names = [value.name for value in session.get_inputs()]
 
@@ -78,17 +90,16 @@ def _open_ort(path: Path, quantized: bool) -> Run:
     return run
 
 
-def _ort_errors(ort: Any) -> tuple[type[Exception], ...]:
-    """The exceptions of ONNX Runtime, which have no common base."""
-    found = vars(ort.capi.onnxruntime_pybind11_state).values()
-    return tuple(kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
-
-
-def _open_openvino(path: Path) -> Run:
+def _open_openvino(path: Path, quantized: bool) -> Run:
     openvino = need("openvino")
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
-        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        core = openvino.Core()
+        model = core.read_model(path)
+        if quantized and _saturates("openvino"):
+            _dequantize_bytes_(model, openvino)
+        _widen_(model, openvino)
+        compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise ArtifactError(f"{path}: openvino {openvino.__version__} cannot run it: {error}") from error
     request = compiled.create_infer_request()
@@ -98,3 +109,78 @@ def _open_openvino(path: Path) -> Run:
         return torch.from_numpy(found[0].copy())  # the request writes its next result to the same place
 
     return run
+
+
+def _widen_(model: Any, openvino: Any) -> None:
+    """Makes the 4-bit constants of `model` 8-bit ones: OpenVINO multiplies integers of 8 bits only.
+
+    With 4-bit weights it would dequantize them and compute in float, or quantize activations on grids of its own.
+    """
+    constant = need("openvino.opset13").constant
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i4:
+            shape = tuple(node.get_output_shape(0))
+            node.output(0).replace(constant(_unpacked(node.data, shape)).output(0))
+
+
+def _dequantize_bytes_(model: Any, openvino: Any) -> None:
+    """Makes the 8-bit weights of `model` float constants, which are not multiplied as integers; 4-bit ones may stay."""
+    constant = need("openvino.opset13").constant
+    for node in model.get_ops():
+        origin = node.input_value(0) if node.get_type_name() == "Convert" else None
+        if origin is None or origin.get_node().get_type_name() != "Constant":
+            continue
+        if origin.get_element_type() == openvino.Type.i8:
+            node.output(0).replace(constant(origin.get_node().data.astype("float32")).output(0))
+
+
+def _unpacked(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """int8 numbers in `shape` from two's complement nibbles, the low one of each byte first."""
+    flat = np.ascontiguousarray(data).reshape(-1).view(np.int8)
+    both = np.stack([(flat << 4) >> 4, flat >> 4], axis=-1).reshape(-1)  # shifts of int8 keep the sign
+    return both[: math.prod(shape)].reshape(shape)
+
+
+@lru_cache
+def _saturates(runtime: str) -> bool:
+    """Whether `runtime` loses sums of the largest products of codes on this processor; logged where it does."""
+    model, x, expected = extreme_product()
+    if runtime == "ort":
+        ort, ir = need("onnxruntime"), need("onnx_ir")
+        session = ort.InferenceSession(lower(ir.from_proto(model)), providers=["CPUExecutionProvider"])
+        found = session.run(None, {"x": x})[0]
+    else:
+        core = need("openvino").Core()
+        found = core.compile_model(core.read_model(model.SerializeToString()), "CPU", OPENVINO)(x)[0]
+    saturates = not np.array_equal(found, expected)
+    if saturates:
+        how = "the slower product of unsigned bytes" if runtime == "ort" else "float32 products of the same numbers"
+        logger.warning("%s: products of bytes saturate on this processor (no VNNI); it takes %s", runtime, how)
+    return saturates
+
+
+def extreme_product() -> tuple[Any, np.ndarray, np.ndarray]:
+    """A QDQ product of the largest codes as an ONNX model, its input x, and the result: 64 * 255 * 127 everywhere."""
+    onnx = need("onnx")
+    helper, numbers, kind = onnx.helper, onnx.numpy_helper.from_array, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero_point"], ["x_q"]),
+        helper.make_node("DequantizeLinear", ["x_q", "x_scale", "x_zero_point"], ["x_hat"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["weight"], axis=1),
+        helper.make_node("MatMul", ["x_hat", "weight"], ["y"]),
+    ]
+    constants = {
+        "x_scale": np.float32(1),
+        "x_zero_point": np.uint8(0),
+        "codes": np.full((64, 32), 127, np.int8),
+        "scale": np.ones(32, np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "extremes",
+        [helper.make_tensor_value_info("x", kind, ["batch", 64])],
+        [helper.make_tensor_value_info("y", kind, ["batch", 32])],
+        [numbers(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return model, np.full((2, 64), 255, np.float32), np.full((2, 32), 64 * 255 * 127, np.float32)

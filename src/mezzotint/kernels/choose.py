@@ -65,11 +65,11 @@ def choose(
 def prepare_conv2d(name: str, constants: Weighted) -> Product:
     """The product of kernel `name`, with its inputs checked against the contract."""
     contract.check_weighted("conv2d", constants)
-    product = AVAILABLE[name].prepare_conv2d(constants)
+    product, shapes = AVAILABLE[name].prepare_conv2d(constants), constants.without_weights()
 
     def checked(x_q: torch.Tensor) -> torch.Tensor:
         contract.check_codes("conv2d", "x_q", x_q)
-        contract.conv2d_shape(x_q.shape, constants)
+        contract.conv2d_shape(x_q.shape, shapes)
         return product(x_q)
 
     return checked
@@ -78,11 +78,11 @@ def prepare_conv2d(name: str, constants: Weighted) -> Product:
 def prepare_linear(name: str, constants: Weighted) -> Product:
     """The product of kernel `name`, with its inputs checked against the contract."""
     contract.check_weighted("linear", constants)
-    product = AVAILABLE[name].prepare_linear(constants)
+    product, shapes = AVAILABLE[name].prepare_linear(constants), constants.without_weights()
 
     def checked(x_q: torch.Tensor) -> torch.Tensor:
         contract.check_codes("linear", "x_q", x_q)
-        contract.linear_shape(x_q.shape, constants)
+        contract.linear_shape(x_q.shape, shapes)
         return product(x_q)
 
     return checked

@@ -24,16 +24,15 @@ n <= 65793 (conv2d, linear), and two activations while n <= 33025 (matmul). More
 
 A kernel is a module with the functions of `Kernel`. It is asked to *prepare* the constants of a layer once (unpack,
 repack, transpose) and answers with a product, a function of the codes alone. The alternative, one function of
-everything, would repack the weights in every call. Operations are not registered with `torch.library`: a Python
-custom operator costs about 15 us a call, as much as a small product, while the reference is plain torch that the
-compiler traces, and the oneDNN operators bring meta functions of their own. A kernel that the compiler cannot see
-into (Triton) registers itself, beside this contract, with `conv2d_shape` and its siblings as meta functions.
+everything, would repack the weights in every call. A prepared product is a Python function, called as such in an
+untraced network; `traced` gives it a number and an operator, for tracers, with `conv2d_shape` and its siblings as meta
+functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -100,6 +99,10 @@ class Weighted:
     x_zero_point: int
     input_max: int = CODE_MAX
     geometry: Geometry = field(default_factory=Geometry)
+
+    def without_weights(self) -> Weighted:
+        """The same with the shape of the weights only: what `conv2d_shape` and `linear_shape` need."""
+        return replace(self, weight_q=self.weight_q.to("meta"))
 
 
 @dataclass(frozen=True)

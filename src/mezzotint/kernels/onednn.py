@@ -37,7 +37,6 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from mezzotint.errors import KernelError
 from mezzotint.kernels import reference
 from mezzotint.kernels.contract import (
     CODE_MAX,

@@ -18,19 +18,22 @@ from mezzotint.errors import KernelError
 from mezzotint.grid.affine import dequantize
 from mezzotint.grid.packing import pack, packed_bytes, unpack
 from mezzotint.grid.spec import GridSpec
+from mezzotint.kernels import fused  # noqa: F401 - defines the operator mezzotint::codes
 from mezzotint.kernels.choose import AUTO
-from mezzotint.kernels.contract import KernelReport, Product
+from mezzotint.kernels.contract import KernelReport, Product, Weighted
+from mezzotint.kernels.traced import Traced
 from mezzotint.layers.spec import LayerSpec
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One group of input channels, ready to run: slice, grid of its codes, product."""
+    """One group of input channels, ready to run: first and last + 1, grid of its codes, product, its traced twin."""
 
-    channels: slice
-    scale: Tensor
+    channels: tuple[int | None, int | None]
+    scale: float
     zero_point: int
     product: Product
+    traced: Traced
 
 
 class IntLayer(nn.Module):
@@ -38,12 +41,14 @@ class IntLayer(nn.Module):
 
     Attributes:
         kernel: "auto" or the name of a kernel to insist on; see `kernels.choose`.
+        keep_packed: weights stay packed in memory; every call unpacks and prepares them anew. The same bits, slower.
     """
 
     def __init__(self, spec: LayerSpec, kernel: str = AUTO) -> None:
         super().__init__()
         self.spec = spec
         self.kernel = kernel
+        self.keep_packed = False
         self._operands: Any = None
 
     def prepare_kernel_(self) -> Self:
@@ -57,6 +62,12 @@ class IntLayer(nn.Module):
 
     def _make_operands(self) -> Any:
         raise NotImplementedError
+
+    def prepared(self, constants: Callable[[], Weighted], prepare: Callable[[Weighted], Product]) -> Product:
+        """The product of `constants`: made once, or, with `keep_packed`, made anew in every call."""
+        if not self.keep_packed:
+            return prepare(constants())
+        return lambda x_q: prepare(constants())(x_q)
 
     def _ready(self) -> Any:
         if self._operands is None:
@@ -151,8 +162,8 @@ class IntWeightedLayer(IntLayer):
             fill_buffer_(self, name, value)
         return self
 
-    def group_constants(self) -> list[tuple[slice, Tensor, int, Tensor]]:
-        """(channels, input scale [], input zero point, multiplier [O]) of each group of input channels."""
+    def group_constants(self) -> list[tuple[tuple[int | None, int | None], float, int, Tensor]]:
+        """(channels, input scale, input zero point, multiplier [O]) of each group of input channels."""
         if self.input_scale is None or self.input_zero_point is None:
             raise KernelError("a layer with float activations has no integer product")
         slices = _group_slices(self.groups)
@@ -160,7 +171,7 @@ class IntWeightedLayer(IntLayer):
         zero_points = self.input_zero_point.expand(len(slices)).tolist()
         weight_scales = self.weight_scale.expand(len(slices), -1)
         return [
-            (channels, scales[g].clone(), zero_points[g], scales[g] * weight_scales[g])
+            (channels, float(scales[g]), zero_points[g], scales[g] * weight_scales[g])
             for g, channels in enumerate(slices)
         ]
 
@@ -173,6 +184,12 @@ class IntWeightedLayer(IntLayer):
     def kernel_name(self) -> str:
         """The kernel that runs, or the setting while the layer is nowhere (on the meta device)."""
         return self.kernel if self.weight_packed.is_meta else self.kernel_report().name
+
+
+def as_float32(x: Tensor) -> Tensor:
+    """`x` without its gradient, as float32."""
+    x = x.detach() if x.requires_grad else x
+    return x if x.dtype == torch.float32 else x.float()
 
 
 def fill_buffer_(layer: nn.Module, name: str, value: Tensor | None) -> None:
@@ -206,8 +223,8 @@ def _common_groups(spec: LayerSpec, weight: GridSpec) -> tuple[int, ...]:
     return inputs or weight.groups
 
 
-def _group_slices(groups: tuple[int, ...]) -> list[slice]:
+def _group_slices(groups: tuple[int, ...]) -> list[tuple[int | None, int | None]]:
     if not groups:
-        return [slice(None)]
+        return [(None, None)]
     ends = [sum(groups[: i + 1]) for i in range(len(groups))]
-    return [slice(end - size, end) for size, end in zip(groups, ends, strict=True)]
+    return [(end - size, end) for size, end in zip(groups, ends, strict=True)]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mezzotint.errors import KernelError
 from mezzotint.kernels.choose import AUTO, choose, prepare_matmul
-from mezzotint.kernels.codes import activation_codes
-from mezzotint.kernels.contract import KernelReport, Paired
-from mezzotint.layers.int_base import IntLayer, check_input_grid, fill_buffer_
+from mezzotint.kernels.contract import KernelReport, Paired, matmul_shape
+from mezzotint.kernels.traced import trace
+from mezzotint.layers.int_base import IntLayer, as_float32, check_input_grid, fill_buffer_
 from mezzotint.layers.spec import LayerSpec
 
 
@@ -73,17 +73,21 @@ class IntMatMul(IntLayer):
         )
 
     def forward(self, a: Float[Tensor, "... m k"], b: Float[Tensor, "... k n"]) -> Float[Tensor, "... m n"]:
-        a_scale, a_zero_point, b_scale, b_zero_point, product = self._ready()
-        a_q = activation_codes(a.detach().float(), a_scale, a_zero_point, self.a_grid.quant_max)
-        b_q = activation_codes(b.detach().float(), b_scale, b_zero_point, self.b_grid.quant_max)
-        return product(a_q, b_q).to(a.dtype)
+        a_grid, b_grid, product, traced = self._ready()
+        codes = torch.ops.mezzotint.codes
+        a_q = codes(as_float32(a), *a_grid, self.a_grid.quant_max)
+        b_q = codes(as_float32(b), *b_grid, self.b_grid.quant_max)
+        compiling = torch.compiler.is_compiling()
+        y = torch.ops.mezzotint.matmul(a_q, b_q, traced.number) if compiling else product(a_q, b_q)
+        return y.to(a.dtype)
 
     def _make_operands(self) -> Any:
         a_zero_point, b_zero_point = int(self.a_zero_point), int(self.b_zero_point)
         multiplier = float(self.a_scale * self.b_scale)  # a float32 product
         constants = Paired(a_zero_point, b_zero_point, multiplier, self.a_grid.quant_max, self.b_grid.quant_max)
         product = prepare_matmul(self.kernel_report().name, constants)
-        return self.a_scale[0].clone(), a_zero_point, self.b_scale[0].clone(), b_zero_point, product
+        grids = (float(self.a_scale), a_zero_point), (float(self.b_scale), b_zero_point)
+        return *grids, product, trace(product, matmul_shape)
 
     def extra_repr(self) -> str:
         kernel = self.kernel if self.a_scale.is_meta else self.kernel_report().name

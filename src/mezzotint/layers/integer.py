@@ -16,6 +16,7 @@ packed at rest only.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -25,9 +26,9 @@ from torch import Tensor, nn
 
 from mezzotint.errors import KernelError
 from mezzotint.kernels.choose import AUTO, choose, prepare_conv2d, prepare_linear
-from mezzotint.kernels.codes import activation_codes
-from mezzotint.kernels.contract import Geometry, KernelReport, Pair, Weighted
-from mezzotint.layers.int_base import IntWeightedLayer, Part
+from mezzotint.kernels.contract import Geometry, KernelReport, Pair, Weighted, conv2d_shape, linear_shape
+from mezzotint.kernels.traced import trace
+from mezzotint.layers.int_base import IntWeightedLayer, Part, as_float32
 from mezzotint.layers.int_matmul import IntMatMul
 from mezzotint.layers.spec import LayerSpec
 
@@ -146,23 +147,28 @@ class IntConv2d(IntWeightedLayer):
             window = (g.stride, g.padding, g.dilation, g.conv_groups)
             return F.conv2d(x.float(), self._ready(), self.bias, *window).to(x.dtype)
         parts: list[Part] = self._ready()
-        y = _sum_of_parts(parts, x.detach().float(), self.spec.input.quant_max)
+        y = _sum_of_parts(parts, as_float32(x), self.spec.input.quant_max)
         if len(parts) > 1 and self.bias is not None:
-            y.add_(self.bias.view(-1, 1, 1))
+            y = y + self.bias.view(-1, 1, 1)
         return y.to(x.dtype)
 
     def _make_operands(self) -> Any:
         if self.spec.input is None:
             return self.dequantized_weight()
-        name, codes = self.kernel_report().name, self.weight_codes()
-        constants = self.group_constants()
-        bias = self.bias if len(constants) == 1 else None
-        input_max = self.spec.input.quant_max
+        name, groups, input_max = self.kernel_report().name, self.group_constants(), self.spec.input.quant_max
+        bias, geometry = (self.bias if len(groups) == 1 else None), self.geometry
         parts = []
-        for channels, scale, zero_point, multiplier in constants:
-            weight = codes[:, channels].contiguous()
-            product = prepare_conv2d(name, Weighted(weight, multiplier, bias, zero_point, input_max, self.geometry))
-            parts.append(Part(channels, scale, zero_point, product))
+        for channels, scale, zero_point, multiplier in groups:
+
+            def constants(
+                run: slice = slice(*channels), zero_point: int = zero_point, multiplier: Tensor = multiplier
+            ) -> Weighted:
+                weight = self.weight_codes()[:, run].contiguous()
+                return Weighted(weight, multiplier, bias, zero_point, input_max, geometry)
+
+            product = self.prepared(constants, partial(prepare_conv2d, name))
+            traced = trace(product, partial(conv2d_shape, constants=constants().without_weights()))
+            parts.append(Part(channels, scale, zero_point, product, traced))
         return parts
 
     def extra_repr(self) -> str:
@@ -228,15 +234,23 @@ class IntLinear(IntWeightedLayer):
         if self.spec.input is None:
             return F.linear(x.float(), self._ready(), self.bias).to(x.dtype)
         part: Part = self._ready()
-        codes = activation_codes(x.detach().float(), part.scale, part.zero_point, self.spec.input.quant_max)
-        return part.product(codes).to(x.dtype)
+        x_q = torch.ops.mezzotint.codes(as_float32(x), part.scale, part.zero_point, self.spec.input.quant_max)
+        traced = torch.compiler.is_compiling()
+        y = torch.ops.mezzotint.linear(x_q, part.traced.number) if traced else part.product(x_q)
+        return y.to(x.dtype)
 
     def _make_operands(self) -> Any:
         if self.spec.input is None:
             return self.dequantized_weight()
+        name, input_max, bias = self.kernel_report().name, self.spec.input.quant_max, self.bias
         [(channels, scale, zero_point, multiplier)] = self.group_constants()
-        constants = Weighted(self.weight_codes(), multiplier, self.bias, zero_point, self.spec.input.quant_max)
-        return Part(channels, scale, zero_point, prepare_linear(self.kernel_report().name, constants))
+
+        def constants() -> Weighted:
+            return Weighted(self.weight_codes(), multiplier, bias, zero_point, input_max)
+
+        product = self.prepared(constants, partial(prepare_linear, name))
+        traced = trace(product, partial(linear_shape, constants=constants().without_weights()))
+        return Part(channels, scale, zero_point, product, traced)
 
     def extra_repr(self) -> str:
         return f"{self.weight_shape[1]}, {self.weight_shape[0]}, {self.description()}"
@@ -246,9 +260,11 @@ def _sum_of_parts(parts: list[Part], x: Tensor, input_max: int) -> Tensor:
     """Products of the groups of channels of `x` [B, C, H, W], added in their order."""
     total: Tensor | None = None
     for part in parts:
-        own = x if len(parts) == 1 else x[:, part.channels]
-        y = part.product(activation_codes(own, part.scale, part.zero_point, input_max))
-        total = y if total is None else total.add_(y)
+        own = x if len(parts) == 1 else x[:, part.channels[0] : part.channels[1]]
+        x_q = torch.ops.mezzotint.codes(own, part.scale, part.zero_point, input_max)
+        traced = torch.compiler.is_compiling()
+        y = torch.ops.mezzotint.conv2d(x_q, part.traced.number) if traced else part.product(x_q)
+        total = y if total is None else total + y
     if total is None:
         raise KernelError("a layer without input channels has no product")
     return total

@@ -151,9 +151,7 @@ def _log_cut(pipeline: Any, prompts: list[str]) -> None:
     whole = pipeline.tokenizer(prompts, verbose=False).input_ids
     cut = [prompt for prompt, tokens in zip(prompts, whole, strict=True) if len(tokens) > length]
     if cut:
-        logger.warning(
-            "%d of %d prompts are cut to %d tokens, the first is %r", len(cut), len(prompts), length, cut[0]
-        )
+        logger.warning("%d of %d prompts are cut to %d tokens, the first is %r", len(cut), len(prompts), length, cut[0])
 
 
 def _text_length(pipeline: Any) -> int:

@@ -14,7 +14,8 @@ A constant b taken off eps at every step removes sum_i w_i b of it; the drift va
 
 Nearly all the weight lies on the first steps: at t = 800 of the linear schedule s is 25, so an error of 0.002 in eps,
 which no loss of a block notices, tints the picture by 0.05. The network answers to such a tint, so (2) is a bound and
-not the tint itself; what (3) brings is measured in docs/LOG.md.
+not the tint itself, and in some models (3) overshoots. So all of b, half, or nothing is taken, whichever brings the
+samples that the quantized network draws closest to the float ones; what it brings is measured in docs/LOG.md.
 
 Of a network that predicts a velocity or the clean sample, the output's error moves eps by a factor k_i, sqrt(a_i) or
 -sqrt(a_i / (1 - a_i)); its weight is w_i k_i. With guidance, e_i is the error of the guided eps: a constant passes
@@ -32,6 +33,7 @@ seeds that no calibration sample has.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,12 +45,16 @@ from mezzotint.calibration.rows import calibration_conditions
 from mezzotint.calibration.selection import calibration_seeds
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError
+from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import network_of, sample_shape
 from mezzotint.models.units import layers_by_role
 from mezzotint.progress import Progress
 from mezzotint.sampling.guidance import guided_eps
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
-from mezzotint.sampling.trajectory import iterate
+from mezzotint.sampling.trajectory import State, iterate
+
+SHARES = (1.0, 0.5, 0.0)  # of b
+COMPARED = 32  # trajectories that choose the share
 
 
 @torch.no_grad()
@@ -59,10 +65,11 @@ def correct_output_(
     device: torch.device,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Takes (3) off the bias of `simulated`'s conv_out, in place; what was found, for the manifest.
+    """Takes a share of (3) off the bias of `simulated`'s conv_out, in place; what was found, for the manifest.
 
     Returns:
-        {"trajectories": how many, "bias": b, "drift": (2) before the correction}, the vectors as lists [C].
+        {"trajectories": how many, "bias": what was taken off, "drift": (2) before, "share": of b, "sample_mse": {share:
+        mean squared error of the samples drawn with it}}; the vectors are lists [C].
 
     Raises:
         ConfigError: conv_out has no bias.
@@ -70,13 +77,26 @@ def correct_output_(
     conv_out: Any = simulated.get_submodule(layers_by_role(network_of(pipeline))["conv_out"])
     if conv_out.bias is None:
         raise ConfigError("drift_trajectories: conv_out of this network has no bias to correct; set it to 0")
-    scheduler = make_scheduler(pipeline, config.sampler)
-    error = mean_errors(pipeline, simulated, scheduler, config, device, progress)
-    weight = drift_weights(scheduler).to(error)
+    run = _Trajectories(pipeline, config, device)
+    progress.start("correct the output", run.count * run.steps + len(SHARES) * run.compared * run.steps)
+    error, ends = mean_errors(run, simulated, progress)
+    weight = drift_weights(run.scheduler).to(error)
     drift = -(weight[:, None] * error).sum(0)
-    bias = -drift / weight.sum()
-    conv_out.bias -= bias.to(conv_out.bias)
-    return {"trajectories": config.drift_trajectories, "bias": bias.tolist(), "drift": drift.tolist()}
+    bias, before = -drift / weight.sum(), conv_out.bias.clone()
+    mse = {}
+    for share in SHARES:
+        conv_out.bias.copy_(before - share * bias)
+        mse[share] = run.sample_mse(simulated, ends, progress)
+    share = min(mse, key=lambda share: mse[share])
+    conv_out.bias.copy_(before - share * bias)
+    progress.finish()
+    return {
+        "trajectories": run.count,
+        "bias": (share * bias).tolist(),
+        "drift": drift.tolist(),
+        "share": share,
+        "sample_mse": {str(share): value for share, value in mse.items()},
+    }
 
 
 def drift_weights(scheduler: DDIM) -> Float[Tensor, " steps"]:
@@ -89,30 +109,56 @@ def drift_weights(scheduler: DDIM) -> Float[Tensor, " steps"]:
 
 
 def mean_errors(
-    pipeline: DiffusionPipeline,
-    simulated: nn.Module,
-    scheduler: DDIM,
-    config: QuantizeConfig,
-    device: torch.device,
-    progress: Progress,
-) -> Float[Tensor, "steps c"]:
-    """e_i of every step on float trajectories, float64 on the CPU."""
-    floating, shape, count = network_of(pipeline), sample_shape(pipeline), config.drift_trajectories
-    used, scale = config.selection.calib_size, config.sampler.guidance_scale
-    seeds = calibration_seeds(config.seed, used + count)[used:]
-    conditions = calibration_conditions(pipeline, config, count)
-    total = torch.zeros(len(scheduler.times), shape[0], dtype=torch.float64, device=device)
-    progress.start("correct the output", count * len(scheduler.times))
-    for rows in _batches(count, config.forward_batch):
-        told = None if conditions is None else conditions.rows(rows).to(device)
-        drawing: dict[str, Any] = {"shape": shape, "conditions": told, "guidance_scale": scale, "device": device}
-        for state in iterate(floating, scheduler, seeds[rows], **drawing):
+    run: _Trajectories, simulated: nn.Module, progress: Progress
+) -> tuple[Float[Tensor, "steps c"], Float[Tensor, "k c h w"]]:
+    """(e_i of every step on float trajectories, float64; the first `compared` samples these end in), on the CPU."""
+    total = torch.zeros(run.steps, run.drawing["shape"][0], dtype=torch.float64)
+    ends = []
+    for rows in run.batches(run.count):
+        told, scale = run.told(rows), run.drawing["guidance_scale"]
+        for state in run.iterate(run.floating, rows):
             error = guided_eps(simulated, state.x_t, state.t, told, scale) - state.eps
-            total[state.step] += error.double().mean((2, 3)).sum(0)
+            total[state.step] += error.double().mean((2, 3)).sum(0).cpu()
             progress.advance(len(error))
-    progress.finish()
-    return total.cpu() / count
+        ends.append(state.x_prev.cpu())
+    return total / run.count, torch.cat(ends)[: run.compared]
 
 
-def _batches(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+class _Trajectories:
+    """The trajectories of the correction: seeds that no calibration sample has, and their conditions."""
+
+    def __init__(self, pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device) -> None:
+        used, self.count = config.selection.calib_size, config.drift_trajectories
+        self.floating = network_of(pipeline)
+        self.scheduler = make_scheduler(pipeline, config.sampler)
+        self.steps, self.compared = len(self.scheduler.times), min(self.count, COMPARED)
+        self.seeds = calibration_seeds(config.seed, used + self.count)[used:]
+        self.conditions = calibration_conditions(pipeline, config, self.count)
+        self.device, self.batch = device, config.forward_batch
+        self.drawing: dict[str, Any] = {
+            "shape": sample_shape(pipeline),
+            "guidance_scale": config.sampler.guidance_scale,
+            "device": device,
+        }
+
+    def batches(self, count: int) -> list[slice]:
+        return [slice(start, min(start + self.batch, count)) for start in range(0, count, self.batch)]
+
+    def told(self, rows: slice) -> Conditions | None:
+        return None if self.conditions is None else self.conditions.rows(rows).to(self.device)
+
+    def iterate(self, network: nn.Module, rows: slice) -> Iterator[State]:
+        return iterate(network, self.scheduler, self.seeds[rows], conditions=self.told(rows), **self.drawing)
+
+    def _counted(self, network: nn.Module, rows: slice, progress: Progress) -> Iterator[State]:
+        for state in self.iterate(network, rows):
+            progress.advance(rows.stop - rows.start)
+            yield state
+
+    def sample_mse(self, network: nn.Module, ends: Tensor, progress: Progress) -> float:
+        """Mean squared distance of the samples that `network` draws to `ends`, those of the float network."""
+        total = 0.0
+        for rows in self.batches(self.compared):
+            *_, last = self._counted(network, rows, progress)
+            total += float((last.x_prev.cpu() - ends[rows]).double().square().sum())
+        return total / ends.numel()

@@ -1,0 +1,158 @@
+"""`mezzotint bench`: how fast a model is on this machine, and whether quantization pays here."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mezzotint.cli import inputs, options
+from mezzotint.cli.output import facts, guarded, progress_bars, show, size
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SLOWEST = 8  # layers in the table
+PAYS = 1.05  # a speedup below this is no gain
+
+
+@guarded
+def bench(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=options.MODEL_HELP + " Quantized ones too.")
+    ] = options.DEFAULT_MODEL,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a call of the network.")] = 4,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds that count; the variants take turns.")] = 9,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's own.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Also bf16 through torch.compile: a minute or two before it starts.")
+    ] = False,
+    json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Time one step of a model on this CPU: float variants and, for an artifact, integers.
+
+    For an artifact also the slowest layers, each against its float twin, and a
+    verdict: whether quantization pays on this machine, and where it does not.
+
+    [b]Examples[/b]
+
+    mezzotint bench emoji-w4a8
+
+    mezzotint bench ddim-emoji --batch 1 --compile
+    """
+    from mezzotint import speed
+
+    with progress_bars() as progress:
+        pipeline = inputs.load_model(model, "cpu", progress)
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        progress.start("bench", 1)
+        variants = (*speed.FLOATS, speed.COMPILED) if compile else speed.FLOATS
+        result = {"model": model, "batch": batch, **speed.machine(), **_measure(pipeline, batch, runs, variants)}
+        progress.advance()
+        progress.finish()
+    show(result, _table(result), json)
+
+
+def _measure(pipeline: Any, batch: int, runs: int, variants: tuple[str, ...]) -> dict[str, Any]:
+    """Variants, and for an artifact layers and verdict, as plain data."""
+    import copy
+
+    from mezzotint import speed
+    from mezzotint.evaluation.cost import float_bytes, stored_bytes
+    from mezzotint.optimization import optimize_network_
+
+    network = pipeline.unet
+    quantized = hasattr(network, "quantization")
+    floating = speed.float_twin(network) if quantized else network
+    given = speed.input_sets(floating, batch)
+    calls = speed.float_calls(floating, variants)
+    if quantized:
+        bits = str(network.quantization.bits)
+        calls[bits] = optimize_network_(copy.deepcopy(network))
+    seconds = {name: statistics.median(s) for name, s in speed.take_turns(calls, given, runs=runs).items()}
+    rows = [
+        {"variant": name, "ms_median": s * 1e3, "speedup": seconds["fp32-channels-last"] / s}
+        for name, s in seconds.items()
+    ]
+    result: dict[str, Any] = {"variants": rows, "runs": runs, "bytes": {"fp32": float_bytes(floating, 4)}}
+    if not quantized:
+        how = "float only; make the quantized model with `mezzotint quantize` and bench that"
+        return {**result, "layers": [], "verdict": how}
+    result["bytes"]["quantized"] = stored_bytes(network)
+    result["layers"] = _layers(floating, network, given)
+    return {**result, "verdict": verdict(seconds, bits, result["layers"])}
+
+
+def _layers(floating: Any, network: Any, given: list[Any]) -> list[dict[str, Any]]:
+    """Every layer that both networks have, slowest on integers first; attention products have no float twin."""
+    from mezzotint import speed
+
+    floats, integers = (speed.layer_seconds(n, given) for n in (floating, network))
+    order = sorted(integers, key=lambda name: -integers[name])
+    rows = []
+    for name in order:
+        layer = network.get_submodule(name)
+        report = layer.kernel_report() if hasattr(layer, "kernel_report") else None
+        twin = floats.get(name)
+        rows.append(
+            {
+                "name": name,
+                "ms": integers[name] * 1e3,
+                "float_ms": None if twin is None else twin * 1e3,
+                "kernel": None if report is None else report.name,
+                "reason": None if report is None else report.reason,
+            }
+        )
+    return rows
+
+
+def verdict(seconds: dict[str, float], bits: str, layers: list[dict[str, Any]]) -> str:
+    """Whether `bits` is faster than the fastest float variant here, and which layers lose, in words."""
+    floats = {name: s for name, s in seconds.items() if name != bits}
+    best = min(floats, key=lambda name: floats[name])
+    ratio = floats[best] / seconds[bits]
+    if ratio >= PAYS:
+        words = f"quantization pays here: {bits} is {ratio:.2f}x faster than {best}, the fastest float variant"
+    elif ratio > 1 / PAYS:
+        words = f"quantization does not pay in time here: {bits} is as fast as {best}; it saves memory only"
+    else:
+        words = f"quantization does not pay here: {bits} is {1 / ratio:.2f}x slower than {best}"
+    slow = sorted({row["reason"] for row in layers if row["kernel"] not in (None, "onednn", "float32")})
+    if slow:
+        words += f". Some layers have no fast kernel: {'; '.join(slow)}"
+    losers = [row for row in layers if row["float_ms"] is not None and row["ms"] > row["float_ms"]]
+    if losers:
+        worst = sorted(losers, key=lambda row: row["float_ms"] - row["ms"])[:3]
+        named = ", ".join(f"{row['name']} ({row['ms']:.2f} ms, float {row['float_ms']:.2f})" for row in worst)
+        words += f". {len(losers)} of {len(layers)} layers are slower than in float32, most of all {named}"
+        words += ": too small for a product to win back what quantizing its input costs"
+    return words + "."
+
+
+def _table(result: dict[str, Any]) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+
+    title = f"{result['model']}: one step, batch {result['batch']}, median of {result['runs']}"
+    variants = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("variant", "ms", "against fp32 channels-last"):
+        variants.add_column(column, justify="left" if column == "variant" else "right")
+    for row in result["variants"]:
+        variants.add_row(row["variant"], f"{row['ms_median']:.1f}", f"{row['speedup']:.2f}x")
+    parts: list[Any] = [variants]
+    if result["layers"]:
+        layers = Table(title="Slowest layers", title_justify="left", title_style="bold")
+        for column in ("layer", "ms", "float ms", "kernel"):
+            layers.add_column(column, overflow="fold")
+        for row in result["layers"][:SLOWEST]:
+            twin = "" if row["float_ms"] is None else f"{row['float_ms']:.2f}"
+            layers.add_row(row["name"], f"{row['ms']:.2f}", twin, row["kernel"] or "")
+        parts.append(layers)
+    rows = {"machine": f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}"}
+    rows |= {f"bytes, {name}": size(count) for name, count in result["bytes"].items()}
+    return Group(*parts, facts("Here", {**rows, "verdict": result["verdict"]}))
