@@ -15,8 +15,10 @@ Where fused.cpp cannot be built, torch's own steps run in its place and every ou
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mezzotint.errors import ConfigError, ModelError
+from mezzotint.kernels import fused
+from mezzotint.kernels.traced import product_of
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 
 logger = logging.getLogger("mezzotint")
@@ -36,6 +40,12 @@ _CODES = torch.ops.mezzotint.codes
 _CASTS = ("to", "float", "detach")
 _MERGED = (_CODES, F.silu)
 _ALL = slice(None, None, None)
+_PRODUCTS = (torch.ops.mezzotint.conv2d, torch.ops.mezzotint.linear, torch.ops.mezzotint.matmul)
+_FUNCTIONS = {
+    _CODES: fused.codes,
+    torch.ops.mezzotint.group_norm: fused.group_norm,
+    torch.ops.mezzotint.group_norm_codes: fused.group_norm_codes,
+}
 
 
 def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked") -> Any:
@@ -74,8 +84,53 @@ def optimize_network_(network: nn.Module, *, fuse: bool = True, weights: str = "
         network.requires_grad_(False)
         # The tracer reads through diffusers' cached version checks, as it should, and warns of each.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", module="torch")
-        network.compile(backend=fusing_backend, fullgraph=True)
+        network._compiled_call_impl = _Traced(network)  # what Module.compile sets; copies and pickles go without it
     return network
+
+
+class _Traced:
+    """Calls of a network, traced and fused once for each kind of input.
+
+    Every kind gets a function with code of its own. The tracer keeps what it learned by code object: two networks of
+    one class would share it, their differing scales would be taken for variables, and eight recompilations for a bug.
+    """
+
+    _names = itertools.count()
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._layers = _layers(network)
+        self._prepared = [layer.operands for layer in self._layers]
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        key = (*modes, *map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items())))
+        pairs = zip(self._layers, self._prepared, strict=True)
+        if any(layer.operands is not prepared for layer, prepared in pairs):  # the state of a layer changed
+            self._prepared = [layer.prepare_kernel_().operands for layer in self._layers]
+            self._compiled.clear()
+        if key not in self._compiled:
+            entry = _with_own_code(self._network.forward, next(self._names))
+            options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}  # looked at above
+            compiled = torch.compile(entry, backend=fusing_backend, fullgraph=True, dynamic=False, options=options)
+            self._compiled[key] = compiled
+        return self._compiled[key](*args, **kwargs)
+
+
+def _kind(value: Any) -> Any:
+    """What a traced graph depends on: of a tensor its layout, else the value."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return repr(value)
+
+
+def _with_own_code(forward: Callable[..., Any], number: int) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"call_{number}")
+    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
 
 
 def fusing_backend(graph: fx.GraphModule, example_inputs: Sequence[Tensor]) -> Callable[..., Any]:
@@ -88,6 +143,7 @@ def fusing_backend(graph: fx.GraphModule, example_inputs: Sequence[Tensor]) -> C
     _move_codes_up(graph.graph)
     _merge_equal(graph.graph)
     _fuse_norms(graph.graph)
+    _call_directly(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
@@ -187,15 +243,32 @@ def _fuse_norms(graph: fx.Graph) -> None:
         if value is None or value.dtype != torch.float32 or value.device.type != "cpu" or value.dim() < 3:
             continue
         last = silu if (silu := _only_user(norm)) is not None and silu.target is F.silu else norm
-        arguments = (x, added, given["weight"], given["bias"], given["num_groups"], given["eps"], last is not norm)
-        codes = _only_user(last)
-        with graph.inserting_before(norm):
-            if codes is not None and codes.target is _CODES:
-                last, grid = codes, codes.args[1:]
-                fused = graph.call_function(torch.ops.mezzotint.group_norm_codes, (*arguments, *grid))
-            else:
-                fused = graph.call_function(torch.ops.mezzotint.group_norm, arguments)
+        arguments: tuple[Any, ...] = (
+            x,
+            added,
+            given["weight"],
+            given["bias"],
+            given["num_groups"],
+            given["eps"],
+            last is not norm,
+        )
+        codes, operation = _only_user(last), torch.ops.mezzotint.group_norm
+        if codes is not None and codes.target is _CODES:
+            last, operation = codes, torch.ops.mezzotint.group_norm_codes
+            arguments = (*arguments, *codes.args[1:])
+        with graph.inserting_before(last):
+            fused = graph.call_function(operation, arguments)
         last.replace_all_uses_with(fused)
+
+
+def _call_directly(graph: fx.Graph) -> None:
+    """Functions in place of operators: nothing traces the graph any more, and the dispatcher takes its time."""
+    for node in graph.nodes:
+        if node.target in _PRODUCTS:
+            *codes, number = node.args
+            node.target, node.args = product_of(number), tuple(codes)
+        elif node.target in _FUNCTIONS:
+            node.target = _FUNCTIONS[node.target]
 
 
 def _without_added(x: Any) -> tuple[Any, fx.Node | None]:

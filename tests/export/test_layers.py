@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import ConfigError
-from mezzotint.export import runtimes
+from mezzotint.export import onnx_graph, runtimes
 from mezzotint.export.graphs import Graph
 from mezzotint.export.lowering import CONTRIB, lower
 from mezzotint.export.onnx_graph import write_onnx
@@ -210,6 +210,17 @@ def test_openvino_files_have_integers_too(graph: Graph, tmp_path: Path) -> None:
     [x] = graph.inputs.values()
     found = open_graph(tmp_path / "layers.xml", "openvino", quantized=True)(x)
     assert decibels(call(graph.module, x), found) > FLOAT_DB
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_large_weights_lie_beside_the_file(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_graph, "INLINE_BYTES", 0)
+    layers = nn.ModuleList([linear(), linear(4)])
+    x = torch.randn(2, CHANNELS, SIZE)
+    path = tmp_path / "large.onnx"
+    write_onnx(Graph(layers.eval(), call, {"x": x}, "y"), path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+    assert decibels(call(layers, x), open_graph(path, runtime, quantized=True)(x)) > EXACT_DB
 
 
 def test_a_runtime_names_what_it_reads(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ class _Window:
         starts, ends = [], []
         for place, size, dilation in zip((row, column), self.kernel, self.dilation, strict=True):
             behind = (size - 1 - place) * dilation
-            starts.append(place)
+            starts.append(place * dilation)
             ends.append(-behind if behind else _TO_THE_END)
         bounds = (starts, ends, [1, 2], self.stride)
         inputs = [

@@ -56,6 +56,11 @@ class IntLayer(nn.Module):
         self._operands = self._make_operands()
         return self
 
+    @property
+    def operands(self) -> Any:
+        """What the kernel computes with; None before `prepare_kernel_` and after the state may have changed."""
+        return self._operands
+
     def kernel_report(self) -> KernelReport:
         """Which kernel this layer runs on where it is now, and why."""
         raise NotImplementedError
