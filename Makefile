@@ -50,7 +50,7 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "loading": {"artifact", "models"},
     "recipes": {"config", "calibration", "reconstruction", *NUMBERS, *DIFFUSION},
     "inspection": {"artifact", "calibration", "manifest", "recipes", *NUMBERS, *DIFFUSION},
-    "optimization": {"layers"},
+    "optimization": {"kernels", "layers"},
     "speed": {"layers", "models"},
     "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }

@@ -134,8 +134,10 @@ def simulate(
     if getattr(floating, "quantization", None) is not None:
         raise ModelError("this model is quantized already; give the float model")
     home = next(floating.parameters()).device
-    fingerprint = {"config": config.model_dump(mode="json"), "base": weights_sha256(floating)}
-    checkpoints = Checkpoints(None if resume_dir is None else Path(resume_dir), fingerprint)
+    checkpoints = Checkpoints(None, {})
+    if resume_dir is not None:
+        fingerprint = {"config": config.model_dump(mode="json"), "base": weights_sha256(floating)}
+        checkpoints = Checkpoints(Path(resume_dir), fingerprint)
     floating.to(device)
     try:
         return _simulate(pipeline, floating, config, device, progress, checkpoints)

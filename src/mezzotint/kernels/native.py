@@ -1,6 +1,6 @@
 """The compiled half of `fused`: fused.cpp, built on first use by the compiler of this machine.
 
-One file of plain C++, a second or two to build, kept in a cache folder under the hash of everything it depends on.
+One file of plain C++, under a second to build, kept in a cache folder under the hash of everything it depends on.
 Without a compiler there is no library, one log line says so, and `fused` computes the same steps with torch.
 
 Rejected: leaving the fusion to inductor. Group norm, SiLU and the step to codes of [4, 128, 32, 32] take 229 us as
