@@ -193,7 +193,8 @@ print(onednn.saturates(), hashlib.sha256(y.contiguous().numpy().tobytes()).hexdi
 """
 
 
-@pytest.mark.parametrize("isa", ["AVX2", pytest.param("AVX512_CORE", marks=pytest.mark.slow)])
+@pytest.mark.slow  # a process of its own each; single layers are tested like this in tests/kernels
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_the_numbers_are_the_same_without_vnni(isa: str, tmp_path: Path) -> None:
     """Every product is exact on whichever kernel, and what is fused between them has a fixed order."""
     network, inputs = fresh("pixels"), example_inputs(integer_network("pixels"), 2)

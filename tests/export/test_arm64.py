@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir
+import pytest
 
 from exports import Exported
 from mezzotint.export.lowering import CONTRIB, lower
@@ -22,6 +23,7 @@ FLOAT = {
 }
 
 
+@pytest.mark.slow  # an export of its own
 def test_graphs_have_only_operators_that_arm64_has(exported: Exported) -> None:
     for graph in exported.record.graphs.values():
         path = exported.folder / graph.file

@@ -52,8 +52,6 @@ def make_config(
     spending = preset_options(preset, bits, family)
     if config.reconstruction is None:
         spending = {name: value for name, value in spending.items() if FLAT_FIELDS[name][0] != "reconstruction"}
-    if not config.drift_trajectories:
-        spending.pop("drift_trajectories", None)
     return override(override(config, **spending), **changes)
 
 
