@@ -28,7 +28,9 @@ SMALL: dict[str, Any] = {"steps": 6, "calib_size": 10, "pilot_size": 4, "forward
 def config(recipe: str = "eda-dm", bits: str = "w4a8", **changes: Any) -> QuantizeConfig:
     learning = {} if recipe == "nearest" else {"iters": 6, "batch_size": 4}
     correcting = {"drift_trajectories": 2} if recipe == "eda-dm" else {}
-    return make_config(recipe, bits, **{**SMALL, **learning, **correcting, **changes})
+    made = make_config(recipe, bits, **{**SMALL, **learning, **correcting, **changes})
+    coarse = made.ranges.model_copy(update={"candidates": 25})  # most of the time is in the search
+    return made.model_copy(update={"ranges": coarse})
 
 
 @pytest.fixture(scope="module")
