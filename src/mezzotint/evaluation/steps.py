@@ -73,7 +73,7 @@ def eps_sqnr(
     for first in range(0, len(seeds), batch_size):
         rows = slice(first, min(first + batch_size, len(seeds)))
         batch, told = seeds[rows], None if conditions is None else conditions.rows(rows).to(device)
-        drawing: dict[str, Any] = {"shape": shape, "conditions": told, "guidance_scale": guidance_scale}
+        drawing: dict[str, Any] = {"shape": shape, "conditions": told, "guidance_scale": guidance_scale, "replay": True}
         for state in iterate(float_network, scheduler, batch, **drawing):
             if state.step in signal:
                 x, cond = network_rows(state.x_t, told, guidance_scale)

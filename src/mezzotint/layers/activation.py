@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mezzotint.grid.affine import fake_quantize
 from mezzotint.grid.spec import GridSpec
+from mezzotint.kernels.rounding import can_round, round_to_grid
 
 
 class ActivationQuantizer(nn.Module):
@@ -41,6 +42,8 @@ class ActivationQuantizer(nn.Module):
             return self.learner(x)
         if not self.enabled:
             return x
+        if can_round(x, self.scale):
+            return round_to_grid(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max)
         return fake_quantize(x, self.scale, self.zero_point, self.spec)
 
     def extra_repr(self) -> str:

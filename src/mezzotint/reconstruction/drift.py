@@ -49,7 +49,7 @@ from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import network_of, sample_shape
 from mezzotint.models.units import layers_by_role
 from mezzotint.progress import Progress
-from mezzotint.sampling.guidance import guided_eps
+from mezzotint.sampling.replay import eps_of
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
 from mezzotint.sampling.trajectory import State, iterate
 
@@ -116,8 +116,9 @@ def mean_errors(
     ends = []
     for rows in run.batches(run.count):
         told, scale = run.told(rows), run.drawing["guidance_scale"]
+        predict = eps_of(simulated, told, scale, replay=True)
         for state in run.iterate(run.floating, rows):
-            error = guided_eps(simulated, state.x_t, state.t, told, scale) - state.eps
+            error = predict(state.x_t, state.t) - state.eps
             total[state.step] += error.double().mean((2, 3)).sum(0).cpu()
             progress.advance(len(error))
         ends.append(state.x_prev.cpu())
@@ -139,6 +140,7 @@ class _Trajectories:
             "shape": sample_shape(pipeline),
             "guidance_scale": config.sampler.guidance_scale,
             "device": device,
+            "replay": True,
         }
 
     def batches(self, count: int) -> list[slice]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mezzotint.models.conditions import Cond, Conditions
@@ -61,7 +61,7 @@ def combine(
 def guided_eps(
     network: nn.Module,
     x_t: Float[Tensor, "b c h w"],
-    t: int,
+    t: int | Int[Tensor, ""],
     conditions: Conditions | None = None,
     guidance_scale: float = 1.0,
 ) -> Float[Tensor, "b c h w"]:

@@ -34,7 +34,7 @@ from mezzotint.models.decoding import decode_latents, image_shape
 from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.defaults import default_sampler
-from mezzotint.sampling.guidance import guided_eps
+from mezzotint.sampling.replay import eps_of
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
 
 Shape = tuple[int, int, int]
@@ -72,6 +72,7 @@ def iterate(
     conditions: Conditions | None = None,
     guidance_scale: float = 1.0,
     device: Device | None = None,
+    replay: bool = False,
 ) -> Iterator[State]:
     """The steps of one batch of trajectories, all at once in memory; stop early by leaving the loop.
 
@@ -79,6 +80,7 @@ def iterate(
         conditions: a row for each seed; None for an unconditional network.
         guidance_scale: s of `mezzotint.sampling.guidance`; it acts where the conditions have unconditional rows.
         device: where to compute; None is where the network lies.
+        replay: on a GPU, replay the network as a CUDA graph (`mezzotint.sampling.replay`); its hooks do not run then.
     """
     _check_conditions(conditions, len(seeds))
     device = torch.device(device) if device is not None else device_of(network)
@@ -86,9 +88,7 @@ def iterate(
     conditions = None if conditions is None else conditions.to(device)
     x_t = _draw(generators, shape).to(device)
     past: list[Tensor] = []
-
-    def predict(x: Tensor, t: int) -> Tensor:
-        return guided_eps(network, x, t, conditions, guidance_scale)
+    predict = eps_of(network, conditions, guidance_scale, replay=replay)
 
     for step, t in enumerate(scheduler.times):
         noise = _draw(generators, shape).to(device) if scheduler.eta > 0 else None
@@ -178,6 +178,7 @@ def _latent_batches(
     network, shape, scheduler = network_of(pipeline), sample_shape(pipeline), make_scheduler(pipeline, sampler)
     total, steps = len(seeds), len(scheduler.times)
     drawing: dict[str, Any] = {"shape": shape, "guidance_scale": sampler.guidance_scale, "device": device}
+    drawing["replay"] = True
     for rows in _batches(total, batch_size):
         for state in iterate(network, scheduler, seeds[rows], conditions=_rows(conditions, rows), **drawing):
             if callback is not None:
@@ -210,7 +211,7 @@ def record_at(
     """
     _check_steps_of_sample(steps_of_sample, len(seeds), len(scheduler.times))
     _check_conditions(conditions, len(seeds))
-    drawing: dict[str, Any] = {"shape": shape, "guidance_scale": guidance_scale, "device": device}
+    drawing: dict[str, Any] = {"shape": shape, "guidance_scale": guidance_scale, "device": device, "replay": True}
     kept = torch.empty((len(seeds), *shape))
     order = steps_of_sample.cpu().argsort(stable=True)
     parts = [order[rows] for rows in _batches(len(seeds), batch_size)]
