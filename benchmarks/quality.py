@@ -38,6 +38,7 @@ from mezzotint.config import QuantizeConfig, validated
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.evaluate import compare_pairs, compare_sets
 from mezzotint.evaluation.features import basis_for, train_statistics
+from mezzotint.evaluation.pictures import paired_grid, write_png
 from mezzotint.evaluation.steps import eps_sqnr, mean_sqnr, measured_steps
 from mezzotint.loading import load
 from mezzotint.models.conditioning import condition_inputs, encode_conditions
@@ -50,6 +51,7 @@ from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import sample
 
 SQNR_TRAJECTORIES = 64
+PICTURED, PICTURE_SIDE = 12, 96  # images in a picture, and about how many pixels wide each is shown
 KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant")
 
 
@@ -94,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=512, help="images sampled at once")
     parser.add_argument("--forward-batch", type=int, default=256, help="rows in a calibration forward pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pictures", type=Path, help="folder for a picture of each cell: float above, quantized below")
     parser.add_argument("--json", type=Path, default=Path("quality.json"))
     return parser.parse_args()
 
@@ -188,6 +191,11 @@ def measure(
         conditions=None if conditions is None else conditions.rows(slice(0, len(trajectories))),
         guidance_scale=config.sampler.guidance_scale,
     )
+    if options.pictures is not None:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        scale = max(1, PICTURE_SIDE // images.shape[-1])
+        name = f"{Path(options.model).name}-{config.recipe}-{config.bits}-{config.seed}.png"
+        write_png(paired_grid(reference[:PICTURED], images[:PICTURED]), options.pictures / name, scale)
     pairs, folder = compare_pairs(reference, images), model_folder(pipeline)
     distance = compare_sets(reference, images, basis_for(folder, reference), train=train_statistics(folder))
     units = simulation.results["units"]
