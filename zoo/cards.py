@@ -74,7 +74,7 @@ def training_section(report: dict[str, Any], command: str, measured: list[list[s
         ["steps", f"{report['steps']:,} at batch {settings['batch']} ({report['steps'] * settings['batch']:,} images)"],
         [
             "wall clock",
-            f"{report['seconds']:.0f} s on one {report['device']}, beside other trainings (`zoo/run_all.py`)",
+            f"{report['seconds']:.0f} s on one {report['device']}; `zoo/run_all.py` runs several side by side",
         ],
         ["precision", f"float32 weights, bfloat16 autocast; torch {report['torch'].split('+')[0]}"],
         ["optimizer", f"AdamW, betas (0.9, 0.99), no weight decay, rate {rate}; gradient norm clipped at 1"],
