@@ -102,8 +102,12 @@ def main() -> None:
     parser.add_argument("--cache-dtype", default="float32")
     parser.add_argument("--width", type=float, default=1.0, help="scale of the channels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--limit-gb", type=float, help="memory of the GPU that may be used; more is an error")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.limit_gb is not None:
+        whole = torch.cuda.get_device_properties(options.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.limit_gb * GB / whole))
     pipeline = random_pipeline(options.width, options.device)
     config = make_config(
         "eda-dm",
