@@ -16,6 +16,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 import mezzotint.optimization as optimization
@@ -128,21 +129,24 @@ def test_new_weights_are_noticed(no_compiler: None) -> None:
     assert torch.equal(eps(network), eps(other))
 
 
-def test_every_norm_and_most_codes_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+def test_every_norm_and_attention_and_most_codes_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
     backend = optimization.fusing_backend
     monkeypatch.setattr(optimization, "fusing_backend", lambda g, i: (graphs.append(g), backend(g, i))[1])
-    network = optimize_network_(fresh("pixels"))
-    eps(network)
+    network = optimize_network_(fresh("text"))
+    assert decibels(eps(integer_network("text")), eps(network)) > FUSED_DB
     [graph] = graphs
-    names = [
-        getattr(node.target, "__name__", str(node.target)) for node in graph.graph.nodes if node.op == "call_function"
-    ]
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    names = [getattr(node.target, "__name__", str(node.target)) for node in calls]
     norms = sum(isinstance(m, nn.GroupNorm) for m in network.modules())
-    assert "dropout" not in names
+    attentions = [node for node in calls if node.target.__name__ == "attention"]
+    assert not {"dropout", "softmax", "gelu", "layer_norm"} & set(names)
     assert names.count("group_norm") + names.count("group_norm_codes") == norms
     assert names.count("group_norm_codes") > norms // 2
     assert names.count("silu") <= 2  # of the time embedding
+    assert len(attentions) == sum(isinstance(m, Attention) for m in network.modules())
+    assert all(node.args[-1] > 1 for node in attentions)  # heads are read where they lie
 
 
 def test_packed_weights_give_the_same_bits_and_stay_packed() -> None:

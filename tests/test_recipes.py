@@ -6,8 +6,10 @@ from typing import get_args
 
 import pytest
 
-from mezzotint.config import QuantizeConfig
+from mezzotint.config import QuantizeConfig, setting, with_settings
 from mezzotint.models.families import Family
+from mezzotint.recipes.ablations import ABLATIONS
+from mezzotint.recipes.differences import DIFFERENCES, differences
 from mezzotint.recipes.paper import PAPER
 from mezzotint.recipes.registry import PRESETS, RECIPES, make_config
 from mezzotint.sampling.defaults import SAMPLERS
@@ -69,3 +71,55 @@ def test_recipes_of_one_family_share_lambda_and_sampler() -> None:
 def test_no_preset_corrects_what_the_recipe_leaves_alone(preset: str) -> None:
     for recipe in RECIPES:
         assert (make_config(recipe, "w4a8", preset).drift_trajectories > 0) == (recipe == "eda-dm")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
+def test_all_differences_together_are_the_released_recipe(family: Family, bits: str) -> None:
+    ours, released = (make_config(recipe, bits, family=family) for recipe in ("eda-dm", "eda-dm-official"))
+    config = ours
+    for difference in differences(ours, released).values():
+        changed = with_settings(config, difference.changes)
+        assert changed != config  # each does something, whatever was applied before it
+        config = changed
+    assert with_settings(config, {"recipe": "eda-dm-official"}) == released
+
+
+def test_every_difference_is_one_somewhere_and_no_option_is_in_two() -> None:
+    pairs = [[make_config(r, family=f) for r in ("eda-dm", "eda-dm-official")] for f in FAMILIES]
+    assert set().union(*(differences(*pair) for pair in pairs)) == set(DIFFERENCES)
+    named = [option for row in DIFFERENCES.values() for option in row.options]
+    assert len(named) == len(set(named))
+
+
+def test_what_both_recipes_are_told_is_no_difference() -> None:
+    pair = [make_config(recipe, iters=7, calib_size=64, batch_size=4) for recipe in ("eda-dm", "eda-dm-official")]
+    assert not {"iterations", "size"} & differences(*pair).keys()
+
+
+def test_ablations_change_what_they_name_and_each_is_another_method() -> None:
+    config = make_config("eda-dm", "w4a8")
+    changed = [with_settings(config, ablation.changes) for ablation in ABLATIONS.values()]
+    assert all(other != config for other in changed)
+    assert len({other.model_dump_json() for other in changed}) == len(ABLATIONS)
+    for ablation, other in zip(ABLATIONS.values(), changed, strict=True):
+        parts = {name: value for name, value in ablation.changes.items() if not isinstance(value, dict)}
+        assert {name: setting(other, name) for name in parts} == parts
+
+
+def test_q_diffusion_learns_weights_and_steps_apart_and_drops_nothing() -> None:
+    learning = make_config("q-diffusion").reconstruction
+    assert learning is not None
+    assert learning.step_phase is not None
+    assert learning.input_drop == learning.activation_drop == learning.layer_weight == 0
+    paper = make_config("q-diffusion", preset="paper")
+    assert paper.reconstruction is not None
+    assert paper.reconstruction.step_phase is not None
+    assert (paper.reconstruction.iters, paper.selection.calib_size) == (20000, 5120)
+    assert round(paper.reconstruction.iters * paper.reconstruction.step_phase.share) == 5000
+
+
+def test_rivals_without_learning_differ_in_what_their_names_say() -> None:
+    nearest, minmax, ptq4dm = (make_config(name) for name in ("nearest", "nearest-minmax", "ptq4dm"))
+    assert with_settings(nearest, {"recipe": "nearest-minmax", "ranges.candidates": 1}) == minmax
+    assert with_settings(nearest, {"recipe": "ptq4dm", "selection.method": "normal"}) == ptq4dm

@@ -5,6 +5,8 @@ An unknown key raises; nothing that is recorded is dead. Section numbers refer t
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,27 +23,43 @@ class _Frozen(BaseModel):
 class SelectionConfig(_Frozen):
     """Which x_t calibrate (TDAC)."""
 
-    method: Literal["tdac", "uniform"] = "tdac"
+    method: Literal["tdac", "uniform", "normal"] = Field(
+        "tdac", description="'uniform' is Q-Diffusion's rule, 'normal' PTQ4DM's (a normal distribution over the steps)"
+    )
     calib_size: int = Field(512, ge=1, description="N: trajectories; each gives one calibration sample")
     pilot_size: int = Field(64, ge=1, description="trajectories whose features score the steps")
     variety_weight: float = Field(1.2, ge=0, description="lambda: weight of variety against density")
+    density_weight: float = Field(1.0, ge=0, description="weight of density; 0 scores by variety alone")
     radius: float | None = Field(None, gt=0, description="absolute density radius; None takes radius_quantile")
     radius_quantile: float = Field(0.25, gt=0, le=1, description="quantile of the pairwise distances")
     merge_repeated: bool = Field(True, description="score each distinct time once")
     allocation: Literal["largest-remainder", "round"] = Field(
         "largest-remainder", description="'round' is the released code's: round, then give the rest to the biggest"
     )
+    feature_call: Literal["first", "last"] = Field(
+        "first", description="which network call of a step is scored; 'last' as released (PLMS begins with two)"
+    )
+    normal_mean: float = Field(0.4, description="of 'normal': where its middle lies, 0 is the image and 1 pure noise")
+    normal_std: float = Field(0.4, gt=0, description="of 'normal', in the same unit")
 
 
 class RangeConfig(_Frozen):
     """How the first ranges of the grids are found."""
 
     norm: float = Field(2.4, gt=0, description="p of the L_p rounding error")
-    candidates: int = Field(100, ge=2, description="clip thresholds tried")
+    candidates: int = Field(100, ge=1, description="clip thresholds tried; 1 clips nothing (min-max ranges)")
     symmetric_activations: bool = Field(False, description="True wastes almost a bit on what follows SiLU")
     method: Literal["pooled", "ema"] = Field(
         "pooled", description="'pooled': one search over all rows; 'ema': a search per batch, averaged, as released"
     )
+    ema_batch: int = Field(256, ge=1, description="rows of a batch of 'ema'")
+
+
+class StepPhase(_Frozen):
+    """A second walk through the network, which learns the activation steps with the weights final."""
+
+    share: float = Field(0.25, ge=0, description="its iterations a unit, as a share of `iters`; 0 learns no steps")
+    norm: float = Field(2.4, gt=0, description="p of its block loss")
 
 
 class ReconstructionConfig(_Frozen):
@@ -54,9 +72,18 @@ class ReconstructionConfig(_Frozen):
     step_parameter: Literal["log", "linear"] = Field(
         "log", description="'log' keeps steps positive and the rate relative; 'linear' is the released code's"
     )
+    step_phase: StepPhase | None = Field(
+        None, description="None learns rounding and steps together; else weights first, with float activations"
+    )
     layer_weight: float = Field(0.8, ge=0, description="gamma: weight of the inner layers' losses")
     inner_layers: Literal["declared", "registered"] = Field(
-        "declared", description="'registered': all but the last registered layer, as released"
+        "declared", description="'registered': all but the layer that the released code registers last"
+    )
+    loss_axis: Literal["features", "first"] = Field(
+        "features", description="what losses sum over; 'first': in transformer blocks the tokens, as released"
+    )
+    checkpointed: tuple[Literal["resnet", "attention", "transformer"], ...] = Field(
+        (), description="kinds of units that the released code checkpoints, which cuts the layer losses' gradients"
     )
     rounding_weight: float = Field(0.01, ge=0, description="weight of the rounding regulariser; 0 as released")
     beta_start: float = Field(20.0, gt=0)
@@ -78,17 +105,21 @@ class QuantizeConfig(_Frozen):
 
     recipe: str = "eda-dm"
     bits: str = "w4a8"
-    edge_layers: Literal["by-name", "released"] = Field(
+    edge_layers: Literal["by-name", "released", "released-latent"] = Field(
         "by-name",
-        description="'by-name': conv_in and conv_out are 8/8; 'released': the first registered weight and conv_out's "
-        "weight are 8 bit, conv_out's input stays float",
+        description="'by-name': conv_in and conv_out are 8/8; 'released': the first registered weight, conv_out's "
+        "weight and one late input are 8 bit, conv_out's input stays float; '-latent': as latent networks register",
     )
+    split_shortcuts: bool = Field(True, description="two grids for the halves of a concatenated shortcut")
     softmax_bits: int = Field(8, ge=2, le=8)
     sampler: SamplerConfig = SamplerConfig()
     conditions: tuple[str, ...] | tuple[int, ...] | None = Field(
         None,
         min_length=1,
-        description="prompts or class labels that calibrate; None: the calibration half of those beside the model",
+        description="prompts or class labels that calibrate; None: those of condition_split beside the model",
+    )
+    condition_split: Literal["calibration", "evaluation"] = Field(
+        "calibration", description="'evaluation': calibrates on the conditions that are evaluated, as released"
     )
     selection: SelectionConfig = SelectionConfig()
     ranges: RangeConfig = RangeConfig()
@@ -96,6 +127,14 @@ class QuantizeConfig(_Frozen):
     drift_trajectories: int = Field(
         128, ge=0, description="float trajectories whose mean error of eps is taken off conv_out's bias; 0 is off"
     )
+    time_layers: Literal["as-others", "apart"] = Field(
+        "as-others",
+        description="'apart' (TFMQ-DM): what sees the time alone is learned as one block, and has grids for every time",
+    )
+    correction: Literal["none", "ptqd"] = Field(
+        "none", description="'ptqd': samplers take the measured quantization noise out of every step"
+    )
+    correction_trajectories: int = Field(128, ge=1, description="float trajectories that this noise is measured on")
     vae_bits: str | None = Field(None, description="bits of the first stage, such as w8a8; None leaves it float")
     text_encoder_bits: str | None = Field(None, description="bits of the text encoder; None leaves it float")
     seed: int = Field(1234, ge=0)
@@ -129,6 +168,9 @@ FLAT_FIELDS: dict[str, tuple[str, ...]] = {
     "layer_weight": ("reconstruction", "layer_weight"),
     "block_weighting": ("reconstruction", "block_weighting"),
     "drift_trajectories": ("drift_trajectories",),
+    "time_layers": ("time_layers",),
+    "correction": ("correction",),
+    "correction_trajectories": ("correction_trajectories",),
     "vae_bits": ("vae_bits",),
     "text_encoder_bits": ("text_encoder_bits",),
     "seed": ("seed",),
@@ -147,20 +189,53 @@ def override(config: QuantizeConfig, **changes: Any) -> QuantizeConfig:
     None leaves an option as it is. Raises ConfigError for an unknown name, for an option of a part that the recipe does
     not have (such as `iters` of a recipe without reconstruction), and for a value outside its range.
     """
-    data = config.model_dump()
-    for name, value in changes.items():
-        if value is None:
-            continue
+    given = {name: value for name, value in changes.items() if value is not None}
+    for name in given:
         if name not in FLAT_FIELDS:
             raise ConfigError(f"no option {name!r}; the options are {', '.join(FLAT_FIELDS)}")
-        *parents, leaf = FLAT_FIELDS[name]
+    return with_settings(config, {".".join(FLAT_FIELDS[name]): value for name, value in given.items()})
+
+
+def with_settings(config: QuantizeConfig, settings: Mapping[str, Any]) -> QuantizeConfig:
+    """`config` with options changed by their dotted names, such as `{"selection.allocation": "round"}`.
+
+    A value may be a whole part: `{"reconstruction": None}`, `{"reconstruction.step_phase": {"share": 0.5}}`. Raises
+    ConfigError as `override` does.
+    """
+    data = config.model_dump()
+    for name, value in settings.items():
+        *parents, leaf = name.split(".")
         part = data
         for parent in parents:
+            _check_option(part, parent, name)
             if part[parent] is None:
                 raise ConfigError(f"{name} has no effect: recipe {config.recipe!r} has no {parent}")
             part = part[parent]
+        _check_option(part, leaf, name)
         part[leaf] = value
     return validated(data)
+
+
+def setting(config: QuantizeConfig, name: str) -> Any:
+    """The value of the option called `name` (dotted), None where the part that holds it is None."""
+    value: Any = config
+    for part in name.split("."):
+        value = None if value is None else getattr(value, part)
+    return value
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A hint at the one of `known` that a mistyped `name` may mean, for the end of a clause; empty if none is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _check_option(part: Any, name: str, whole: str) -> None:
+    """ConfigError unless `part` (plain data) has an option or a part called `name`."""
+    known = list(part) if isinstance(part, dict) else []
+    if name not in known:
+        choices = f"; its part has {', '.join(known)}" if known else ""
+        raise ConfigError(f"no option {whole!r}{suggest(name, known)}{choices}")
 
 
 def validated(data: dict[str, Any]) -> QuantizeConfig:

@@ -7,6 +7,7 @@
     |-- ArtifactError              a saved model is truncated, altered, foreign or from a later version
     |-- OutputError                the place to write to exists already or cannot be written
     |-- MissingExtraError          an optional package is not installed; the message has the install line
+    |-- WeightsError               weights of a feature network are neither on disk nor to be downloaded
     |-- KernelError                an integer kernel was asked for something it cannot do
     |-- ResumeError                checkpoints of a run that does not match this one
     `-- MemoryLimitError           the machine or the memory setting is too small for the request
@@ -53,6 +54,10 @@ class MissingExtraError(MezzotintError):
         super().__init__(f"{package} is not installed; run: pip install 'mezzotint[{extra}]'")
         self.extra = extra
         self.package = package
+
+
+class WeightsError(MezzotintError):
+    """Weights of a feature network that are not on disk and cannot be downloaded; says which, from where, to where."""
 
 
 class KernelError(MezzotintError):

@@ -10,6 +10,7 @@ from torch import nn
 
 from mezzotint.artifact.skeleton import empty_float_network
 from mezzotint.calibration.plan import float_parts, plan_layers
+from mezzotint.gpu.network import lowered_report
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.manifest import Manifest
 from mezzotint.models.denoiser import example_inputs, network_of
@@ -36,7 +37,7 @@ def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
     shapes = _shapes(floating)
     layers = []
     for name, spec in manifest.layers.items():
-        report = network.get_submodule(name).kernel_report()
+        report = lowered_report(network, name) or network.get_submodule(name).kernel_report()
         layers.append(
             {"name": name, **_grids(spec), "shape": shapes.get(name), "kernel": report.name, "reason": report.reason}
         )
@@ -47,6 +48,7 @@ def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
         "recipe": manifest.config.get("recipe"),
         "layers": layers,
         "float_modules": manifest.float_modules,
+        "correction": manifest.config.get("correction", "none"),
         "totals": {
             "layers": dict(Counter(layer["kind"] for layer in layers)),
             "kernels": dict(Counter(layer["kernel"] for layer in layers)),
@@ -108,4 +110,5 @@ def _shapes(network: nn.Module) -> dict[str, list[int]]:
 def _grids(spec: LayerSpec) -> dict[str, Any]:
     grids = {"weight": spec.weight, "input": spec.input, "other": spec.other}
     bits = {f"{name}_bits": None if grid is None else grid.bits for name, grid in grids.items()}
-    return {"kind": spec.kind, **bits, "groups": [] if spec.weight is None else list(spec.weight.groups)}
+    groups = [] if spec.weight is None else list(spec.weight.groups)
+    return {"kind": spec.kind, **bits, "groups": groups, "times": spec.times}

@@ -9,43 +9,33 @@
     results     what the run measured: chosen time steps, losses of every unit, seconds
     files       size and SHA-256 of every file that loading reads
     leaves      dtype, shape and CRC-32 of every tensor, so that a damaged file can be named down to the tensor
-    digest      SHA-256 of manifest.json itself with the digest's 64 digits set to 0
+    digest      of manifest.json itself, see `records`
 
 A checksum for every tensor beside the one of the file costs some 100 bytes each and is what turns "the file is damaged"
 into "weight_packed of mid_block.resnets.0.conv1 is damaged". CRC-32 is enough for that, since SHA-256 guards the file.
-The digest guards against accidents, not against an attacker, who could compute it anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from mezzotint.errors import ArtifactError
 from mezzotint.layers.spec import LayerSpec
-from mezzotint.version import __version__
+from mezzotint.records import Record, SignedRecord, parse_record, read_record, write_record
 
-FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 DENOISER = "unet"
-_NO_DIGEST = "0" * 64
-_DIGEST_AT_END = re.compile(r'\n "digest": "[0-9a-f]{64}"\n}\n\Z')
+_WORDS = {"name": "a manifest", "again": "fetch it again"}
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class BaseInfo(_Record):
+class BaseInfo(Record):
     """The float model an artifact was made from.
 
     Attributes:
@@ -61,14 +51,14 @@ class BaseInfo(_Record):
     credits: str = ""
 
 
-class FileRecord(_Record):
+class FileRecord(Record):
     """Size and SHA-256 of one file."""
 
     bytes: int = Field(ge=0)
     sha256: str
 
 
-class LeafRecord(_Record):
+class LeafRecord(Record):
     """One tensor of a safetensors file; `dtype` in safetensors' words, such as "U8"."""
 
     dtype: str
@@ -76,7 +66,7 @@ class LeafRecord(_Record):
     crc32: int = Field(ge=0, lt=1 << 32)
 
 
-class PartRecord(_Record):
+class PartRecord(Record):
     """A quantized part of the pipeline beside the denoiser: first stage or text encoder.
 
     Attributes:
@@ -92,12 +82,11 @@ class PartRecord(_Record):
     leaves: dict[str, LeafRecord] = Field(default_factory=dict)
 
 
-class Manifest(_Record):
+class Manifest(SignedRecord):
     """manifest.json; see the module's docstring. `files` and `leaves` are filled in by `save_quantized`."""
 
     format: Literal["mezzotint"] = "mezzotint"
     format_version: Literal[1] = 1
-    mezzotint_version: str = __version__
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     base: BaseInfo
     bits: str
@@ -110,7 +99,6 @@ class Manifest(_Record):
     results: dict[str, Any] = {}
     files: dict[str, FileRecord] = {}
     leaves: dict[str, LeafRecord] = {}
-    digest: str = _NO_DIGEST
 
     @property
     def networks(self) -> dict[str, Manifest | PartRecord]:
@@ -135,10 +123,8 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Writes `folder`/manifest.json with its digest; infinities and NaN become the strings "Infinity", "NaN"."""
-    blank = manifest.model_copy(update={"digest": _NO_DIGEST}).model_dump_json(indent=1) + "\n"
-    text = _with_digest(blank, hashlib.sha256(blank.encode()).hexdigest())
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
+    """Writes `folder`/manifest.json with its digest."""
+    write_record(manifest, folder / MANIFEST_NAME)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -147,43 +133,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     Raises:
         ArtifactError: there is none, it is not ours, it comes from a later version, or it was altered.
     """
-    path = Path(folder) / MANIFEST_NAME
-    try:
-        text = path.read_bytes().decode()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder}: no {MANIFEST_NAME} there, so this is no quantized model of mezzotint") from None
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path}: byte {error.start} is not text; the file was altered, fetch it again") from None
-    return parse_manifest(text, path)
+    absent = "this is no quantized model of mezzotint"
+    return read_record(Path(folder) / MANIFEST_NAME, Manifest, absent=absent, **_WORDS)
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:
     """The manifest that `text` holds; `path` is only for the error messages. Raises as `read_manifest`."""
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"{path}: truncated or altered, it stops being JSON at line {error.lineno} ({error.msg}); fetch it again"
-        ) from None
-    if not isinstance(fields, dict) or fields.get("format") != "mezzotint":
-        raise ArtifactError(f'{path}: a manifest of something else (no "format": "mezzotint" in it)')
-    version = fields.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path}: format version {version} was written by mezzotint {fields.get('mezzotint_version', '?')}, "
-            f"this is {__version__} and reads up to version {FORMAT_VERSION}; run: pip install --upgrade mezzotint"
-        )
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {field}: {first['msg']}; the file was altered, fetch it again") from None
-    if manifest.digest != hashlib.sha256(_with_digest(text, _NO_DIGEST).encode()).hexdigest():
-        raise ArtifactError(f"{path}: digest: the file was altered after it was written; fetch it again")
-    return manifest
-
-
-def _with_digest(text: str, digest: str) -> str:
-    """`text` with the digest on its last line exchanged."""
-    return _DIGEST_AT_END.sub(f'\n "digest": "{digest}"\n}}\n', text)
+    return parse_record(text, path, Manifest, **_WORDS)

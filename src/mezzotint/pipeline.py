@@ -31,12 +31,17 @@ from mezzotint.layers.swap import prepare, to_integer
 from mezzotint.manifest import Manifest, PartRecord, weights_sha256
 from mezzotint.models.denoiser import example_inputs, network_of
 from mezzotint.models.families import family_of
+from mezzotint.models.time_block import distinct_times
 from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
 from mezzotint.progress import NullProgress, Progress
 from mezzotint.recipes.registry import make_config
 from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_grid_state_
 from mezzotint.reconstruction.drift import correct_output_
+from mezzotint.reconstruction.noise import measure_noise
 from mezzotint.reconstruction.reconstruct import reconstruct
+from mezzotint.reconstruction.time_block import reconstruct_time_layers, units_without_time
+from mezzotint.sampling.correction import correct_
+from mezzotint.sampling.schedulers import make_scheduler
 
 
 @dataclass
@@ -71,7 +76,7 @@ def quantize(
     Args:
         pipeline: float diffusers pipeline with a `.unet`.
         bits: weights and activations, such as "w4a8", "w8a8" or "w4a32" (float activations).
-        recipe: "eda-dm", "nearest" or "eda-dm-official".
+        recipe: a name of `mezzotint.recipes.registry.RECIPES`, such as "eda-dm", "q-diffusion" or "nearest".
         config: every option at once; then `bits`, `recipe`, `preset` and `options` are ignored.
         preset: how much time to spend: "fast", "default" or "paper".
         device: where to calibrate; None takes the GPU if there is one.
@@ -156,18 +161,29 @@ def _simulate(
     clock = _Clock()
     with torch.no_grad():
         rows, selection = _calibration_set(pipeline, config, device, progress, checkpoints, clock)
-        inputs = example_inputs(floating)
+        inputs, apart = example_inputs(floating), config.time_layers == "apart"
         units = list_units(floating, *inputs)
-        plan = plan_layers(floating, config, splits=split_shortcuts(floating, *inputs), edges=layers_by_role(floating))
-        simulated = prepare(floating, plan)
+        times = distinct_times(make_scheduler(pipeline, config.sampler).times)
+        splits, edges = split_shortcuts(floating, *inputs), layers_by_role(floating)
+        plan = plan_layers(floating, config, splits=splits, edges=edges, times=len(times))
+        simulated = prepare(floating, plan, times=times)
         with clock("fit"):
             _ranges(simulated, rows, config, device, progress, checkpoints)
     with clock("reconstruct"):
-        unit_results = reconstruct(floating, simulated, rows, units, config, device, progress, checkpoints)
+        unit_results = []
+        if apart:
+            units = units_without_time(units, floating)
+            unit_results = reconstruct_time_layers(floating, simulated, times, config, device, progress, checkpoints)
+        unit_results += reconstruct(floating, simulated, rows, units, config, device, progress, checkpoints)
     results: dict[str, Any] = {"selection": selection, "units": unit_results, "seconds": clock.seconds}
     if config.drift_trajectories:
         with clock("correct"):
             results["output_correction"] = correct_output_(pipeline, simulated, config, device, progress)
+    if config.correction == "ptqd":
+        with clock("measure noise"):
+            noise = measure_noise(pipeline, simulated, config, device, progress)
+        correct_(simulated, noise)
+        results["noise_correction"] = noise.model_dump(mode="json")
     return Simulation(simulated, plan, results)
 
 

@@ -14,7 +14,7 @@ import torch
 import mezzotint
 from mezzotint import speed
 from mezzotint.cli.app import run
-from mezzotint.cli.bench import verdict
+from mezzotint.cli.verdicts import verdict
 from tiny import tiny_pipeline, tiny_unet
 
 SMALL: dict[str, Any] = {"steps": 4, "calib_size": 4, "pilot_size": 4, "forward_batch": 4, "drift_trajectories": 0}

@@ -11,6 +11,7 @@ from torch import Tensor
 from mezzotint.evaluation.cost import Cost, Latency, Sizes
 from mezzotint.evaluation.evaluate import compare_pairs
 from mezzotint.evaluation.intervals import Estimate
+from mezzotint.evaluation.layers import LayerSqnr
 from mezzotint.evaluation.result import Distance, Evaluation, Versions
 from mezzotint.evaluation.steps import StepSqnr
 
@@ -40,6 +41,7 @@ def make_evaluation(a: Tensor, b: Tensor) -> Evaluation:
         "steps": rows,
         "sqnr_db": 24.625,
         "sqnr_samples": len(a),
+        "layers": [LayerSqnr(name=f"down_blocks.{n}.conv", sqnr_db=11.5 + n) for n in range(9)],
         "cost": Cost(
             network=Sizes(fp32=80_412_172, fp16=40_206_086, quantized=10_933_248),
             pipeline=Sizes(fp32=90_412_172, fp16=45_206_086, quantized=20_933_248),

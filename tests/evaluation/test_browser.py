@@ -1,76 +1,81 @@
-"""The report in a real browser: it must load without errors and without asking the network for anything."""
+"""The report in a real browser: no errors, no requests, nothing wider than the screen, and a slider that moves."""
 
 from __future__ import annotations
 
-import html
-import json
-import os
-import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from browser import EXECUTABLE, MISSING, Browser, layout_faults
 from mezzotint.evaluation.report import write_report
 from mezzotint.evaluation.result import Evaluation
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-FLAGS = ["--headless", "--disable-gpu", "--disable-background-networking", "--enable-logging=stderr", "--v=0"]
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(NAMES)} is on the PATH"),
-]
-
-# Runs in the report: moves the slider, then tells the page around it what it sees.
-PROBE = """<script>
-addEventListener("load", () => {
-  const input = document.querySelector("input[data-slides]"), root = document.documentElement;
-  document.querySelectorAll("details").forEach((details) => { details.open = true; });
-  input.value = 20; input.dispatchEvent(new Event("input"));
-  const right = (element) => element.getBoundingClientRect().right;
-  const wide = [...document.querySelectorAll("body *")].filter((e) => right(e) > root.clientWidth + 1);
-  parent.postMessage(JSON.stringify({
-    width: innerWidth,
-    cut: document.getElementById("sheet").style.getPropertyValue("--cut"),
-    wide: wide.filter((e) => !e.closest(".scroll")).map((e) => e.outerHTML.slice(0, 80)),
-    requests: performance.getEntriesByType("resource").length,
-    broken: [...document.images].filter((image) => !image.naturalWidth).length,
-    charts: [...document.querySelectorAll(".chart svg")].filter((e) => e.getBoundingClientRect().width > 0).length,
-  }), "*");
-});
-</script>"""
-
-# A window cannot be as narrow as a phone, a frame can.
-FRAME = """<!doctype html><body><script>
-addEventListener("message", (event) => { document.body.dataset.seen = event.data; });
-</script><iframe src="report.html" width="WIDTH" height="900"></iframe></body>"""
+pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason=MISSING)
 
 
-def browse(path: Path, profile: Path) -> tuple[str, str]:
-    """(the page after loading, what the browser logged)."""
-    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    command = [str(BROWSER), *FLAGS, *sandbox, f"--user-data-dir={profile}", "--window-size=1400,1000"]
-    waiting = [*command, "--virtual-time-budget=5000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(waiting, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+def edge(page: Any) -> float:
+    """Where the edge stands, percent from the left."""
+    return float(page.evaluate("document.getElementById('sheet').style.getPropertyValue('--cut')").rstrip("%"))
+
+
+def shown_share(page: Any) -> float:
+    """Percent of the sheet's width that the picture on top leaves free at its left, as it is drawn."""
+    clip = page.evaluate("getComputedStyle(document.getElementById('sheet-right')).clipPath")
+    return float(clip.split("%")[0].rpartition(" ")[2])
+
+
+def across_the_sheet(page: Any, shares: tuple[float, float]) -> list[tuple[float, float]]:
+    """Two points in the window at these shares of the sheet's width."""
+    page.evaluate("document.getElementById('sheet').scrollIntoView({block: 'center'})")
+    box = page.evaluate("(({x, y, width, height}) => [x, y, width, height])(sheet.getBoundingClientRect())")
+    return [(box[0] + share * box[2], box[1] + box[3] / 2) for share in shares]
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])
-def test_report_loads_without_errors(
-    tmp_path: Path, evaluation: Evaluation, image_pair: tuple[Tensor, Tensor], manifest: dict[str, Any], width: int
+def test_report_in_a_browser(
+    browser: Browser,
+    tmp_path: Path,
+    evaluation: Evaluation,
+    image_pair: tuple[Tensor, Tensor],
+    manifest: dict[str, Any],
+    width: int,
 ) -> None:
     path = write_report(evaluation, *image_pair, manifest, tmp_path / "report.html")
-    path.write_text(path.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    frame = tmp_path / "frame.html"
-    frame.write_text(FRAME.replace("WIDTH", str(width)), encoding="utf-8")
-    page, log = browse(frame, tmp_path / "profile")
-    assert [line for line in log.splitlines() if "CONSOLE" in line] == []
-    message = re.search(r'data-seen="([^"]*)"', page)
-    assert message is not None, "the report's script did not run"
-    seen = json.loads(html.unescape(message[1]))
-    assert seen == {"width": width, "cut": "20%", "wide": [], "requests": 0, "broken": 0, "charts": 3}
+    page = browser.open(path, width=width, touch=width < 500)
+    assert edge(page) == 50
+    start, end = across_the_sheet(page, (0.5, 0.2))
+    page.swipe(start, end) if width < 500 else page.drag(start, end)
+    assert edge(page) == pytest.approx(20, abs=1)
+    assert shown_share(page) == edge(page)
+    page.evaluate("document.querySelector('input[data-slides]').focus()")
+    page.press("ArrowRight")
+    assert edge(page) == pytest.approx(21, abs=1)
+    page.press("End")
+    assert edge(page) == 100
+    assert layout_faults(page) == []
+    charts = "[...document.querySelectorAll('.chart svg')].filter((e) => e.getBoundingClientRect().width > 0).length"
+    assert page.evaluate(charts) == 3
+    assert page.complaints == []
+    assert page.requests == [path.as_uri()]
+
+
+def test_the_browser_tells_of_complaints_and_requests(browser: Browser, tmp_path: Path) -> None:
+    page_of_faults = tmp_path / "faults.html"
+    page_of_faults.write_text(
+        "<!doctype html><img src='missing.png'><p style='width: 3000px'>wide</p>"
+        "<script>console.error('one'); throw new Error('two')</script>"
+    )
+    page = browser.open(page_of_faults)
+    said = " ".join(page.complaints)
+    assert all(word in said for word in ("one", "two"))
+    assert any(url.endswith("missing.png") for url in page.requests)
+    assert len(layout_faults(page)) == 2

@@ -68,8 +68,8 @@ def test_sqnr_points_rise_with_the_value_and_infinite_ones_are_left_out(width: i
         {"step": 2, "t": 0, "sqnr_db": -3.0},
     ]
     chart = charts.sqnr_chart(rows, width)
-    assert [point["t"] for point in chart["points"]] == [9, 0]
-    assert chart["points"][0]["y"] < chart["points"][1]["y"] <= chart["bottom"]
+    assert [point["t"] for point in chart["curves"][0]["points"]] == [9, 0]
+    assert chart["curves"][0]["points"][0]["y"] < chart["curves"][0]["points"][1]["y"] <= chart["bottom"]
     assert [tick["label"] for tick in chart["x_ticks"]] == ["9", "3", "0"]
 
 

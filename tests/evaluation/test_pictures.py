@@ -64,3 +64,15 @@ def test_grid_png_is_enlarged_without_smoothing(tmp_path: Path) -> None:
 def test_unwritable_place_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"missing/x\.png: cannot write the picture"):
         pictures.grid_png(torch.zeros(1, 3, 2, 2), tmp_path / "missing" / "x.png", columns=1)
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "images", "columns"),
+    [(3, 8, 3, 3), (8, 8, 8, 8), (15, 8, 8, 8), (100, 8, 32, 8), (100, 128, 24, 8), (100, 512, 8, 8)],
+)
+def test_a_contact_sheet_is_full_and_small_enough(count: int, side: int, images: int, columns: int) -> None:
+    drawn = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, side, side) / count
+    sheet = pictures.contact_sheet(drawn)
+    assert (sheet.count, sheet.columns) == (images, columns)
+    assert sheet.picture.shape == (3, images // columns * side, columns * side)
+    assert torch.equal(sheet.picture[0, ::side, ::side].flatten(), drawn[:images, 0, 0, 0])

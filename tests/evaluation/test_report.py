@@ -86,7 +86,8 @@ def test_nothing_outside_the_file_is_asked_for(html: str) -> None:
     assert "default-src 'none'" in html
     bare = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "DATA", html)
     found = {bare[match.start() : match.start() + 16] for match in EXTERNAL.finditer(bare)}
-    assert found <= {'src="DATA" width', 'src="DATA" alt="', 'href="data:,">\n<', 'href="#main">Ski'}
+    within = {'src="DATA" width', 'src="DATA" alt="', 'href="data:,">\n<', 'href="#main">Ski', "src = chosen.src"}
+    assert found <= within
 
 
 def test_every_number_is_the_evaluations(full: str, evaluation: Evaluation) -> None:
@@ -135,6 +136,16 @@ def test_units_and_selection_of_the_manifest_are_on_the_page(full: str, manifest
     assert "kept in 1 of 2 units, nearest in 1" in " ".join(page.text.split())
     for text in ("reconstruction.iters", "conv_norm_out", "cd" * 32, "ab" * 32, "CC-BY-4.0", "2147483648", "2.13.0"):
         assert text in page.text
+
+
+def test_the_worst_layers_are_on_the_page(full: str, evaluation: Evaluation, image_pair: Images) -> None:
+    page = Page(full)
+    assert "The 8 worst of 9" in " ".join(page.text.split())
+    assert "down_blocks.7.conv" in page.text
+    assert "down_blocks.8.conv" not in page.text
+    assert {layer.sqnr_db for layer in evaluation.layers[:8]} <= set(page.values)
+    blind = evaluation.model_copy(update={"layers": []})
+    assert "did not look at single layers" in Page(render_report(blind, *image_pair, None)).text
 
 
 def test_pairs_are_named_by_their_seeds(full: str, evaluation: Evaluation) -> None:

@@ -19,8 +19,10 @@ from mezzotint.export.onnx_graph import write_onnx
 from mezzotint.export.runtimes import RUNTIMES, extreme_product, open_graph
 from mezzotint.export.save import _write
 from mezzotint.grid.spec import activation_spec, weight_spec
+from mezzotint.layers.int_timed import IntTimedLinear
 from mezzotint.layers.integer import IntConv2d, IntLinear, IntMatMul
 from mezzotint.layers.spec import LayerSpec
+from mezzotint.layers.timed import TAG
 
 CHANNELS, SIZE = 12, 7
 EXACT_DB = 140  # integer sums are exact; one float32 product and sum follow, fused or not
@@ -47,12 +49,13 @@ def conv(bits: int = 8, activation: int | None = 8, groups: tuple[int, ...] = ()
     return IntConv2d.from_parts(spec, codes, torch.rand(count, 10) * 0.01 + 0.001, torch.randn(10), *grids, **window)
 
 
-def linear(bits: int = 8, bias: bool = True) -> IntLinear:
-    spec = LayerSpec(kind="linear", weight=weight_spec(bits), input=activation_spec(8))
+def linear(bits: int = 8, bias: bool = True, activation: bool = True) -> IntLinear:
+    spec = LayerSpec(kind="linear", weight=weight_spec(bits), input=activation_spec(8) if activation else None)
     top = 1 << (bits - 1)
     codes = torch.randint(-top, top, (9, SIZE), dtype=torch.int8)
     scale, step, zero = torch.rand(1, 9) * 0.01 + 0.001, torch.tensor([0.02]), torch.tensor([100], dtype=torch.int32)
-    return IntLinear.from_parts(spec, codes, scale, torch.randn(9) if bias else None, step, zero)
+    grid = (step, zero) if activation else ()
+    return IntLinear.from_parts(spec, codes, scale, torch.randn(9) if bias else None, *grid)
 
 
 def matmul() -> IntMatMul:
@@ -78,6 +81,22 @@ class Product(nn.Module):
         return self.product(x, x.transpose(-1, -2))
 
 
+class ByTime(nn.Module):
+    """A time layer that reads one row of the picture, at one of two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = LayerSpec(kind="linear", weight=weight_spec(8), input=activation_spec(8), times=2)
+        codes, scale = torch.randint(-128, 128, (9, SIZE), dtype=torch.int8), torch.rand(1, 9) * 0.01 + 0.001
+        grids = torch.tensor([0.02, 0.03]), torch.tensor([100, 7], dtype=torch.int32)
+        self.layer = IntTimedLinear.from_parts(spec, codes, scale, torch.randn(9), *grids, hands_on=True)
+        self.weight_grid = self.layer.weight_grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        tag = TAG + (x[:, 0, 1, :1] > 0).float()
+        return self.layer(torch.cat([x[:, 0, 0], tag], dim=1))
+
+
 def cases() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     return {
@@ -95,6 +114,8 @@ def cases() -> dict[str, nn.Module]:
         "linear": linear(),
         "linear without bias": linear(bias=False),
         "linear, four bits": linear(4),
+        "linear, float activations": linear(activation=False),
+        "by time, float product": ByTime(),
         "product": Product(matmul()),
         "float activations": conv(4, None, padding=1),
         "split, float activations": conv(8, None, groups=(8, 4), padding=1),
@@ -184,12 +205,14 @@ def test_a_runtime_that_saturates_is_told_to_be_exact(
     model, x, expected = extreme_product()
     monkeypatch.setattr(runtimes, "extreme_product", lambda: (model, x, expected + 1))
     runtimes._saturates.cache_clear()
+    runtimes._tell_widened.cache_clear()
     try:
         [inputs] = graph.inputs.values()
         found = open_graph(path, runtime, quantized=True)(inputs)  # type: ignore[arg-type]
     finally:
         runtimes._saturates.cache_clear()
     assert "saturate on this processor" in caplog.text
+    assert caplog.text.count(f"{runtime}: multiplies bytes only, so 4-bit weights take 8 bits in memory") == 1
     assert decibels(call(graph.module, inputs), found) > FLOAT_DB
 
 

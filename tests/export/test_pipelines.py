@@ -168,7 +168,7 @@ def test_records_that_do_not_fit_are_refused(copied: Path, tmp_path: Path) -> No
         text.replace('"opset": 21', '"opset": 20'): "digest: the file was altered",
         text.replace('"format_version": 1', '"format_version": 2'): "format version 2 was written by",
         text.replace('"mezzotint-export"', '"other"'): "a file of something else",
-        text[:-20]: "it is no JSON",
+        text[:-20]: "truncated or altered, it stops being JSON at line",
     }
     for changed, complaint in cases.items():
         path.write_text(changed)

@@ -15,7 +15,8 @@ from mezzotint.models.denoiser import network_of
 from mezzotint.pipeline import simulate
 from mezzotint.progress import NullProgress
 from mezzotint.recipes.registry import RECIPES, make_config
-from mezzotint.reconstruction.drift import _Trajectories, correct_output_, drift_weights, mean_errors
+from mezzotint.reconstruction.drift import correct_output_, drift_weights, mean_errors
+from mezzotint.reconstruction.paired import PairedTrajectories
 from mezzotint.sampling.schedulers import make_scheduler
 from tiny import tiny_pipeline
 
@@ -28,7 +29,7 @@ def config() -> QuantizeConfig:
 
 
 def weighted_error(network: nn.Module) -> Tensor:
-    run = _Trajectories(tiny_pipeline(), config(), CPU)
+    run = PairedTrajectories(tiny_pipeline(), config(), config().drift_trajectories, CPU)
     errors, _ = mean_errors(run, network, NullProgress())
     return (drift_weights(run.scheduler)[:, None] * errors).sum(0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from mezzotint.manifest import DENOISER, MANIFEST_NAME, FileRecord, Manifest, re
 from mezzotint.models.load import OWN_CLASSES
 from mezzotint.models.pipelines import OWN_PIPELINES
 from mezzotint.models.quiet import quiet_diffusers
+from mezzotint.sampling.correction import NoiseCorrection, correct_
 
 INDEX_NAME = "model_index.json"
 LIBRARIES = (None, "diffusers", "transformers")
@@ -42,6 +44,8 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Di
     index = _read_index(folder, manifest)
     networks: dict[str, Any] = {part: _read_network(folder, index, part, manifest) for part in manifest.networks}
     networks[DENOISER].quantization = manifest
+    if "noise_correction" in manifest.results:
+        correct_(networks[DENOISER], _noise_correction(manifest, folder))
     given: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}  # has to be said
     kind = OWN_PIPELINES.get(index["_class_name"], DiffusionPipeline)
     try:
@@ -55,6 +59,14 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Di
         if isinstance(part, nn.Module) and part not in networks.values():
             _own_(part)
     return pipeline.to(device)
+
+
+def _noise_correction(manifest: Manifest, folder: Path) -> NoiseCorrection:
+    try:
+        return NoiseCorrection.model_validate(manifest.results["noise_correction"])
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ArtifactError(f"{folder / MANIFEST_NAME}: results.noise_correction.{where}: {AGAIN}") from None
 
 
 def _own_(part: nn.Module) -> None:

@@ -18,16 +18,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mezzotint.calibration.rows import Rows
+from mezzotint.calibration.time_ranges import fit_time_ranges_, timed_quantizers
 from mezzotint.config import QuantizeConfig, RangeConfig
 from mezzotint.grid.search import affine_from_range, search_affine, search_symmetric
 from mezzotint.grid.spec import GridSpec
 from mezzotint.layers.activation import ActivationQuantizer
 from mezzotint.layers.simulated import SimulatedLayer
+from mezzotint.layers.timed import TimedQuantizer
 from mezzotint.progress import Progress
 
 SAMPLED_VALUES = 1 << 15  # values of one tensor that a search looks at
 EMA_KEEP = 0.9
-EMA_BATCH = 256  # rows a batch of the released code's running average
 
 
 def fit_ranges(
@@ -35,6 +36,7 @@ def fit_ranges(
 ) -> None:
     """Sets the scales and zero points of every grid of `simulated`, and its codes to the nearest ones, in place."""
     fit_weights_(simulated, config.ranges, progress)
+    fit_time_ranges_(simulated)
     if config.ranges.method == "ema":
         _fit_activations_running_(simulated, rows, config, device, progress)
     else:
@@ -66,7 +68,7 @@ def quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
 def float_arithmetic(simulated: nn.Module) -> Iterator[None]:
     """Inside the block `simulated` computes what the float model does."""
     layers = [m for m in simulated.modules() if isinstance(m, SimulatedLayer)]
-    grids = list(quantizers(simulated).values())
+    grids: list[ActivationQuantizer | TimedQuantizer] = [*quantizers(simulated).values(), *timed_quantizers(simulated)]
     for layer in layers:
         layer.float_weights = True
     for grid in grids:
@@ -100,14 +102,17 @@ class ValueSample:
         return torch.cat(self._parts[group])
 
 
-def fit_activation(values: Float[Tensor, "k"], spec: GridSpec, options: RangeConfig) -> tuple[Tensor, Tensor]:
+def fit_activation(
+    values: Float[Tensor, "k"], spec: GridSpec, options: RangeConfig, side: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(scale float32 [], zero_point int32 []) of one activation grid for a sample of its values.
 
-    Symmetric: [-c, c], or the one-sided [0, c] / [-c, 0] where all values have one sign.
+    Symmetric: [-c, c], or the one-sided [0, c] / [-c, 0] where all values have one sign. A zero point given as `side`
+    says which of the three, whatever the values are.
     """
     if not options.symmetric_activations:
         return search_affine(values, spec, norm=options.norm, candidates=options.candidates)
-    zero_point = symmetric_zero_point(values, spec)
+    zero_point = symmetric_zero_point(values, spec) if side is None else side
     one_sided = zero_point != 1 << (spec.bits - 1)
     mirrored = -values if zero_point == spec.quant_max else values
     scale = search_symmetric(
@@ -165,8 +170,11 @@ def _collect(sample: ValueSample) -> Any:
 def _fit_activations_running_(
     simulated: nn.Module, rows: Rows, config: QuantizeConfig, device: torch.device, progress: Progress
 ) -> None:
-    """The released code's rule: a search on every batch, in order, with everything before already quantized."""
-    running: dict[tuple[str, int], tuple[float, float, int]] = {}
+    """The released code's rule: a search on every batch, in order, with everything before already quantized.
+
+    Which side of a symmetric range is open is fixed by the first batch.
+    """
+    running: dict[tuple[str, int], tuple[float, float]] = {}
     grids = quantizers(simulated)
 
     def update(name: str, grid: ActivationQuantizer) -> Any:
@@ -174,22 +182,22 @@ def _fit_activations_running_(
             sample = ValueSample(grid.spec, SAMPLED_VALUES, config.seed)
             sample.add(args[0].detach())
             for group in range(grid.spec.n_groups):
-                values = sample.values(group)
-                scale, fresh_zero = (v.item() for v in fit_activation(values, grid.spec, config.ranges))
-                low, high = (0 - fresh_zero) * scale, (grid.spec.quant_max - fresh_zero) * scale
                 old = running.get((name, group))
-                zero = int(fresh_zero) if old is None else old[2]  # latched on the first batch, as released
+                side = None if old is None else int(grid.zero_point[group])
+                fitted = fit_activation(sample.values(group), grid.spec, config.ranges, side)
+                scale, zero = fitted[0].item(), int(fitted[1])
+                low, high = (grid.spec.quant_min - zero) * scale, (grid.spec.quant_max - zero) * scale
                 if old is not None:
                     low = EMA_KEEP * old[0] + (1 - EMA_KEEP) * low
                     high = EMA_KEEP * old[1] + (1 - EMA_KEEP) * high
-                running[name, group] = (low, high, zero)
-                grid.scale[group] = affine_from_range(low, high, grid.spec)[0]
-                grid.zero_point[group] = zero
+                running[name, group] = (low, high)
+                grid.scale[group], averaged_zero = affine_from_range(low, high, grid.spec)
+                grid.zero_point[group] = zero if config.ranges.symmetric_activations else averaged_zero
 
         return hook
 
     handles = [grid.register_forward_pre_hook(update(name, grid)) for name, grid in grids.items()]
-    size = min(EMA_BATCH, config.forward_batch)
+    size = config.ranges.ema_batch
     progress.start("fit: activations", -(-len(rows) // size))
     try:
         for call in rows.calls(size, device):

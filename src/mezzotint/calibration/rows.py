@@ -98,7 +98,8 @@ def calibration_conditions(pipeline: DiffusionPipeline, config: QuantizeConfig, 
     """The conditions of `count` trajectories that calibrate, None for an unconditional pipeline.
 
     `config.conditions`, in their order and over again if they are few; without them the calibration half of the
-    prompts or classes that come with the model, which evaluation never draws.
+    prompts or classes that come with the model, which evaluation never draws, or the very ones that it draws first
+    (`condition_split`).
 
     Raises:
         ConfigError: `config.conditions` is not what the pipeline takes.
@@ -106,5 +107,6 @@ def calibration_conditions(pipeline: DiffusionPipeline, config: QuantizeConfig, 
     given: Any = config.conditions
     inputs: Any = None if given is None else list(islice(cycle(given), count))
     if given is None:
-        inputs = condition_inputs(pipeline, "calibration", count, config.seed)
+        seen = config.condition_split == "evaluation"
+        inputs = condition_inputs(pipeline, config.condition_split, count, 0 if seen else config.seed)
     return encode_conditions(pipeline, inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
@@ -141,6 +142,19 @@ def select_uniform(pilot: Pilot, options: SelectionConfig) -> Selection:
     return Selection(pilot.steps, pilot.times, counts.tolist(), [], [], [], None)
 
 
+def select_normal(pilot: Pilot, options: SelectionConfig) -> Selection:
+    """Normally distributed time steps (PTQ4DM, arXiv 2211.15736), as expected counts instead of random draws.
+
+    Step k of T lies between 1 - k / T and 1 - (k + 1) / T, 1 being pure noise and 0 the image; what the distribution
+    puts outside falls to the two end steps.
+    """
+    total = len(pilot.steps)
+    below = [NormalDist(options.normal_mean, options.normal_std).cdf(1 - k / total) for k in range(1, total)]
+    edges = torch.tensor([1.0, *below, 0.0], dtype=torch.float64)  # share of samples below each boundary
+    counts = tdac.largest_remainder(edges[:-1] - edges[1:], options.calib_size)
+    return Selection(pilot.steps, pilot.times, counts.tolist(), [], [], [], None)
+
+
 def select_tdac(pilot: Pilot, options: SelectionConfig) -> Selection:
     """TDAC: steps scored by density and variety of the mid-block features."""
     if pilot.similarity is None:
@@ -150,7 +164,7 @@ def select_tdac(pilot: Pilot, options: SelectionConfig) -> Selection:
     if radius is None:
         radius = tdac.choose_radius(distance, options.radius_quantile)
     density, variety = tdac.density(distance, radius), pilot.similarity.variety()
-    score = tdac.step_score(density, variety, options.variety_weight)
+    score = tdac.step_score(density, variety, options.variety_weight, options.density_weight)
     allocate = tdac.rounded_allocation if options.allocation == "round" else tdac.largest_remainder
     counts = allocate(score, options.calib_size)
     return Selection(
@@ -168,6 +182,7 @@ class Selector(NamedTuple):
 SELECTORS: dict[str, Selector] = {
     "tdac": Selector(select_tdac, looks_at_features=True),
     "uniform": Selector(select_uniform, looks_at_features=False),
+    "normal": Selector(select_normal, looks_at_features=False),
 }
 
 
@@ -182,7 +197,7 @@ def _feature_similarity(
     """Under guidance the features of a step are those of all its network rows, unconditional and conditional."""
     network, shape = network_of(pipeline), sample_shape(pipeline)
     drawing: dict[str, Any] = {"shape": shape, "guidance_scale": config.sampler.guidance_scale, "device": device}
-    wanted = set(steps)
+    wanted, call = set(steps), 0 if config.selection.feature_call == "first" else -1
     seeds = calibration_seeds(config.seed, config.selection.pilot_size)
     scheduler = make_scheduler(pipeline, config.sampler)
     similarity = tdac.StepSimilarity()
@@ -191,10 +206,10 @@ def _feature_similarity(
         rows = slice(start, min(start + config.forward_batch, len(seeds)))
         batch, own = seeds[rows], None if conditions is None else conditions.rows(rows)
         features = []
-        with first_input(mid_feature_module(network)) as seen:
+        with first_inputs(mid_feature_module(network)) as seen:
             for state in iterate(network, scheduler, batch, conditions=own, **drawing):
                 if state.step in wanted:
-                    features.append(seen[0])
+                    features.append(seen[call])
                 seen.clear()
                 progress.advance(len(batch))
         similarity.add(torch.stack(features))
@@ -203,11 +218,11 @@ def _feature_similarity(
 
 
 @contextmanager
-def first_input(module: nn.Module) -> Iterator[list[Tensor]]:
+def first_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
     """A list that receives the first positional input of every call of `module` inside the block.
 
-    Read the first entry after a sampler step, then clear: samplers that call the network twice a step (PLMS at its
-    start) are scored by the first call, the one at the step's own time.
+    Read one entry after a sampler step, then clear. Where a sampler calls the network twice (PLMS at its start), the
+    first entry is the one at the step's own time; the released code keeps the last.
     """
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))

@@ -102,9 +102,11 @@ def min_max(values: Float[Tensor, "t"]) -> Float[Tensor, "t"]:
     return torch.zeros_like(values) if high <= low else (values - low) / (high - low)
 
 
-def step_score(density: Float[Tensor, "t"], variety: Float[Tensor, "t"], variety_weight: float) -> Float[Tensor, "t"]:
-    """Equation (4); `variety_weight` is lambda."""
-    return min_max(density) + variety_weight * min_max(variety)
+def step_score(
+    density: Float[Tensor, "t"], variety: Float[Tensor, "t"], variety_weight: float, density_weight: float = 1.0
+) -> Float[Tensor, "t"]:
+    """Equation (4); `variety_weight` is lambda. The paper weighs density by 1."""
+    return density_weight * min_max(density) + variety_weight * min_max(variety)
 
 
 def largest_remainder(score: Float[Tensor, "t"], total: int) -> Int[Tensor, "t"]:
@@ -127,7 +129,10 @@ def rounded_allocation(score: Float[Tensor, "t"], total: int) -> Int[Tensor, "t"
     """The released code's allocation: round (half to even), then correct the sum.
 
     What is missing goes to the largest counts, one each; what is too much is taken from the last steps that have any.
+    An all-zero score is spread evenly.
     """
+    if float(score.sum()) <= 0:
+        score = torch.ones_like(score)
     counts = torch.round(score / score.sum() * total).long()
     missing = total - int(counts.sum())
     while missing > 0:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli.bench import bench
+from mezzotint.cli.bench_quality import bench_quality
 from mezzotint.cli.compare import compare
+from mezzotint.cli.evaluate import evaluate
 from mezzotint.cli.export import export
 from mezzotint.cli.import_ import import_
 from mezzotint.cli.inspect import inspect
@@ -38,8 +40,9 @@ Exit codes: 0 done, 1 a bug, 2 bad input, 130 interrupted.
 app = typer.Typer(
     name="mezzotint", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
-for command in (quantize, sample, compare, inspect, bench, export):
+for command in (quantize, sample, compare, evaluate, inspect, bench, export):
     app.command()(command)
+app.command(name="bench-quality")(bench_quality)
 app.command(name="import")(import_)
 app.add_typer(zoo, name="zoo")
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mezzotint.cli import inputs, options
+from mezzotint.cli.bench_gpu import measure_on_gpu
 from mezzotint.cli.output import facts, guarded, progress_bars, show, size
+from mezzotint.cli.verdicts import verdict
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 SLOWEST = 8  # layers in the table
-PAYS = 1.05  # a speedup below this is no gain
+DIGITS = 4  # of a time
 
 
 @guarded
@@ -28,10 +30,11 @@ def bench(
     compile: Annotated[
         bool, typer.Option("--compile", help="Also bf16 through torch.compile: a minute or two before it starts.")
     ] = False,
+    device: options.Device = "cpu",
     json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Time one step of a model on this CPU: float variants and, for an artifact, integers.
+    """Time one step of a model on this CPU or GPU: float variants and, for an artifact, integers.
 
     For an artifact also the slowest layers, each against its float twin, and a
     verdict: whether quantization pays on this machine, and where it does not.
@@ -41,9 +44,12 @@ def bench(
     mezzotint bench emoji-w4a8
 
     mezzotint bench ddim-emoji --batch 1 --compile
+
+    mezzotint bench emoji-w4a8 --device cuda --batch 64 --compile
     """
     from mezzotint import speed
 
+    place = inputs.find_device(device)
     with progress_bars() as progress:
         pipeline = inputs.load_model(model, "cpu", progress)
         import torch
@@ -51,8 +57,12 @@ def bench(
         if threads is not None:
             torch.set_num_threads(threads)
         progress.start("bench", 1)
-        variants = (*speed.FLOATS, speed.COMPILED) if compile else speed.FLOATS
-        result = {"model": model, "batch": batch, **speed.machine(), **_measure(pipeline, batch, runs, variants)}
+        if place == "cpu":
+            variants = (*speed.FLOATS, speed.COMPILED) if compile else speed.FLOATS
+            measured = {**speed.machine(), **_measure(pipeline, batch, runs, variants)}
+        else:
+            measured = measure_on_gpu(pipeline.unet, batch, runs, place, compiled=compile)
+        result = {"model": model, "batch": batch, **measured}
         progress.advance()
         progress.finish()
     show(result, _table(result), json)
@@ -79,7 +89,8 @@ def _measure(pipeline: Any, batch: int, runs: int, variants: tuple[str, ...]) ->
         {"variant": name, "ms_median": s * 1e3, "speedup": seconds["fp32-channels-last"] / s}
         for name, s in seconds.items()
     ]
-    result: dict[str, Any] = {"variants": rows, "runs": runs, "bytes": {"fp32": float_bytes(floating, 4)}}
+    result: dict[str, Any] = {"variants": rows, "runs": runs, "base": "fp32-channels-last"}
+    result["bytes"] = {"fp32": float_bytes(floating, 4)}
     if not quantized:
         how = "float only; make the quantized model with `mezzotint quantize` and bench that"
         return {**result, "layers": [], "verdict": how}
@@ -111,39 +122,16 @@ def _layers(floating: Any, network: Any, given: list[Any]) -> list[dict[str, Any
     return rows
 
 
-def verdict(seconds: dict[str, float], bits: str, layers: list[dict[str, Any]]) -> str:
-    """Whether `bits` is faster than the fastest float variant here, and which layers lose, in words."""
-    floats = {name: s for name, s in seconds.items() if name != bits}
-    best = min(floats, key=lambda name: floats[name])
-    ratio = floats[best] / seconds[bits]
-    if ratio >= PAYS:
-        words = f"quantization pays here: {bits} is {ratio:.2f}x faster than {best}, the fastest float variant"
-    elif ratio > 1 / PAYS:
-        words = f"quantization does not pay in time here: {bits} is as fast as {best}; it saves memory only"
-    else:
-        words = f"quantization does not pay here: {bits} is {1 / ratio:.2f}x slower than {best}"
-    slow = sorted({row["reason"] for row in layers if row["kernel"] not in (None, "onednn", "float32")})
-    if slow:
-        words += f". Some layers have no fast kernel: {'; '.join(slow)}"
-    losers = [row for row in layers if row["float_ms"] is not None and row["ms"] > row["float_ms"]]
-    if losers:
-        worst = sorted(losers, key=lambda row: row["float_ms"] - row["ms"])[:3]
-        named = ", ".join(f"{row['name']} ({row['ms']:.2f} ms, float {row['float_ms']:.2f})" for row in worst)
-        words += f". {len(losers)} of {len(layers)} layers are slower than in float32, most of all {named}"
-        words += ": too small for a product to win back what quantizing its input costs"
-    return words + "."
-
-
 def _table(result: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.table import Table
 
     title = f"{result['model']}: one step, batch {result['batch']}, median of {result['runs']}"
     variants = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("variant", "ms", "against fp32 channels-last"):
+    for column in ("variant", "ms", f"against {result['base']}"):
         variants.add_column(column, justify="left" if column == "variant" else "right")
     for row in result["variants"]:
-        variants.add_row(row["variant"], f"{row['ms_median']:.1f}", f"{row['speedup']:.2f}x")
+        variants.add_row(row["variant"], f"{row['ms_median']:.{DIGITS}g}", f"{row['speedup']:.2f}x")
     parts: list[Any] = [variants]
     if result["layers"]:
         layers = Table(title="Slowest layers", title_justify="left", title_style="bold")
@@ -153,6 +141,10 @@ def _table(result: dict[str, Any]) -> Group:
             twin = "" if row["float_ms"] is None else f"{row['float_ms']:.2f}"
             layers.add_row(row["name"], f"{row['ms']:.2f}", twin, row["kernel"] or "")
         parts.append(layers)
-    rows = {"machine": f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}"}
+    if "gpu" in result:
+        rows = {"machine": f"{result['gpu']}, torch {result['torch']}"}
+    else:
+        rows = {"machine": f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}"}
+    rows |= {f"peak, {row['variant']}": size(row["peak_bytes"]) for row in result["variants"] if "peak_bytes" in row}
     rows |= {f"bytes, {name}": size(count) for name, count in result["bytes"].items()}
     return Group(*parts, facts("Here", {**rows, "verdict": result["verdict"]}))

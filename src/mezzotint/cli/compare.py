@@ -93,12 +93,13 @@ def _table(found: Evaluation, quantized: str, out: Path) -> Table:
         ("PSNR, mean of images", "", f"{paired.psnr_mean.value:.2f} dB"),
         ("PSNR, pooled over all pixels", "", f"{paired.psnr_pooled.value:.2f} dB"),
         ("SSIM", "1", "not measured" if paired.ssim is None else f"{paired.ssim.value:.4f}"),
+        *([] if paired.lpips is None else [("LPIPS, AlexNet", "0", f"{paired.lpips.value:.4f}")]),
         (f"FD of {found.samples} images, {found.distance.count} features", "0", f"{found.distance.fd.value:.2f}"),
         ("SQNR of eps, mean of steps", "", f"{found.sqnr_db:.2f} dB"),
     ]
     if found.distance.train is not None:
         train = found.distance.train
-        rows.insert(7, ("FD to the training images", f"{train.float_fd:.2f}", f"{train.quantized_fd:.2f}"))
+        rows.insert(-1, ("FD to the training images", f"{train.float_fd:.2f}", f"{train.quantized_fd:.2f}"))
     table = Table(
         "", "float", found.bits.upper(), title=verdict(found).headline, title_justify="left", title_style="bold"
     )

@@ -67,13 +67,14 @@ def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
     shape = "" if layer["shape"] is None else "x".join(map(str, layer["shape"]))
     if layer["groups"]:
         shape += " split " + "+".join(map(str, layer["groups"]))
+    by_time = f" at each of {layer['times']} times" if layer["times"] else ""
     activations = [layer["input_bits"], layer["other_bits"]] if layer["kind"] == "matmul" else [layer["input_bits"]]
     return (
         layer["name"],
         layer["kind"],
         shape,
         "" if layer["weight_bits"] is None else str(layer["weight_bits"]),
-        ", ".join("float" if bits is None else str(bits) for bits in activations),
+        ", ".join("float" if bits is None else str(bits) for bits in activations) + by_time,
     )
 
 
@@ -82,6 +83,10 @@ def _totals(result: dict[str, Any]) -> dict[str, str]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(totals["layers"].items()))
     rows = {"layers on integers": kinds, "modules in float": str(len(result["float_modules"]))}
     if "kernels" in totals:
+        if result["correction"] != "none":
+            rows["correction"] = (
+                f"{result['correction']}: samplers take the measured quantization noise out of every step"
+            )
         rows["kernels"] = ", ".join(f"{count} {name}" for name, count in sorted(totals["kernels"].items()))
         smaller = totals["float_bytes"] / totals["bytes"]
         rows["network"] = f"{size(totals['float_bytes'])} -> {size(totals['bytes'])} ({smaller:.2f}x smaller)"

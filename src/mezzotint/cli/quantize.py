@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 BITS_HELP = "Bits of weights and activations, 2 to 8 each: [b]w4a8[/b], w8a8, w6a6, w4a4, w3a8, w2a8; a32 keeps float."
 RECIPE_HELP = (
     "[b]eda-dm[/b]: EDA-DM with the faults of its release mended. [b]eda-dm-official[/b]: as released, for comparison. "
-    "[b]nearest[/b]: fitted ranges and rounding to nearest, no learning."
+    "[b]nearest[/b]: fitted ranges and rounding to nearest, no learning; [b]nearest-minmax[/b]: not even fitted. "
+    "Rivals: [b]ptq4dm[/b], [b]q-diffusion[/b], [b]tfmq-dm[/b]."
 )
 PRESET_HELP = (
     "Time to spend. [b]fast[/b]: minutes on a CPU. [b]default[/b]: minutes on a GPU. "
@@ -65,6 +66,15 @@ def quantize(
             help="Samples in an optimiser step.",
             min=1,
             show_default="32, or what the preset says",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(
+            help="Correction while sampling, on any recipe: [b]ptqd[/b] measures the quantization noise of every step "
+            "and takes it out.",
+            show_default="none",
             rich_help_panel=options.METHOD,
         ),
     ] = None,
@@ -171,6 +181,7 @@ def quantize(
         "iters": iters,
         "batch_size": batch_size,
         "block_weighting": block_weighting,
+        "correction": correction,
         "cache_gb": cache_gb,
         "cache_dtype": cache_dtype,
         "vae_bits": quantize_vae,

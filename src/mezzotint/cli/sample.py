@@ -92,7 +92,7 @@ def sample(
             from mezzotint.optimization import optimize
 
             optimize(pipeline)
-        images, sampler, shown = _draw(pipeline, numbers, words, told, batch_size, progress)
+        images, sampler, shown = draw_seeds(pipeline, numbers, words, told, batch_size, progress)
         seconds = time.perf_counter() - begun
     result = {
         "grid": str(out / GRID),
@@ -107,7 +107,7 @@ def sample(
     show(result, facts("Sampled", _rows(result, out, sampler)), json)
 
 
-def _draw(
+def draw_seeds(
     pipeline: Any, seeds: list[int], words: inputs.SamplerWords, told: inputs.Told, batch_size: int, progress: Progress
 ) -> tuple[Tensor, SamplerConfig, list[str] | None]:
     """The images, the sampler that drew them, and what each was to show."""

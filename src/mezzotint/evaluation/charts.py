@@ -15,6 +15,7 @@ Number = int | float
 
 WIDE, NARROW = 760, 350
 BAR = 24.0  # widest bar
+HUES = 8  # looks of curves that the style sheet has
 CURVES = ("density", "variety", "score")
 ABBREVIATIONS = {
     "_blocks": "",
@@ -111,24 +112,42 @@ def selection_chart(selection: Mapping[str, Any], width: int) -> dict[str, Any]:
 
 def sqnr_chart(rows: Sequence[Mapping[str, Any]], width: int) -> dict[str, Any]:
     """SQNR of eps over the measured steps; infinite values are left out of the line and said in the table."""
-    finite = [row for row in rows if math.isfinite(row["sqnr_db"])]
+    return curves_chart([{"name": "", "rows": rows, "hue": 0}], width)
+
+
+def curves_chart(series: Sequence[Mapping[str, Any]], width: int) -> dict[str, Any]:
+    """Several curves of SQNR over steps in one frame; infinite values are left out of a line.
+
+    Args:
+        series: `name` of each curve, its `rows` with the keys step, t and sqnr_db, and the number of its look, `hue`.
+    """
     left, right, top, bottom = 38, width - 12, 44, 232
-    values = [row["sqnr_db"] for row in finite] or [0.0]
+    values = [row["sqnr_db"] for curve in series for row in curve["rows"] if math.isfinite(row["sqnr_db"])] or [0.0]
+    times = {row["step"]: row["t"] for curve in series for row in curve["rows"]}
+    first, last = min(times), max(times)
     low, high = min(0.0, *values), max(1.0, *values)
-    across = Scale(rows[0]["step"], max(rows[-1]["step"], rows[0]["step"] + 1), left + 14, right - 14)
+    across = Scale(first, max(last, first + 1), left + 14, right - 14)
     up = Scale(low, high, bottom, top)
-    points = [{**row, "x": across(row["step"]), "y": up(row["sqnr_db"])} for row in finite]
     return {
         "width": width,
         "height": 280,
         "left": left,
         "right": right,
         "bottom": bottom,
-        "points": points,
-        "line": polyline([point["x"] for point in points], [point["y"] for point in points]),
+        "curves": [
+            {"name": curve["name"], "hue": curve["hue"], **_curve(curve["rows"], across, up)} for curve in series
+        ],
         "y_ticks": [{"y": up(tick), "label": f"{tick:g}"} for tick in nice_ticks(low, high, 4)],
-        "x_ticks": [{"x": across(row["step"]), "label": f"{row['t']}"} for row in rows],
+        "x_ticks": [{"x": across(step), "label": f"{times[step]}"} for step in sorted(times)],
     }
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], across: Scale, up: Scale) -> dict[str, Any]:
+    """Marks and line of one curve."""
+    points = [
+        {**row, "x": across(row["step"]), "y": up(row["sqnr_db"])} for row in rows if math.isfinite(row["sqnr_db"])
+    ]
+    return {"points": points, "line": polyline([p["x"] for p in points], [p["y"] for p in points])}
 
 
 def units_chart(units: Sequence[Mapping[str, Any]], width: int, worst: int = 3) -> dict[str, Any]:

@@ -10,19 +10,17 @@ images in simple features has ranked quantized models above their float model.)
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import diffusers
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint.errors import ConfigError
-from mezzotint.evaluation import cost, paired, steps
+from mezzotint.evaluation import cost, layers, paired, steps
 from mezzotint.evaluation.drawing import (
     SAMPLES,
     Pairs,
@@ -41,6 +39,7 @@ from mezzotint.evaluation.frechet import (
     statistics,
 )
 from mezzotint.evaluation.intervals import bootstrap
+from mezzotint.evaluation.perceptual import lpips_at_hand, lpips_per_image
 from mezzotint.evaluation.result import Distance, Evaluation, Paired, TrainDistance, Versions
 from mezzotint.models.conditioning import Inputs, input_label
 from mezzotint.models.decoding import image_shape
@@ -48,7 +47,6 @@ from mezzotint.models.denoiser import example_inputs, network_of, sample_shape
 from mezzotint.models.families import model_folder
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.schedulers import make_scheduler
-from mezzotint.version import __version__
 
 __all__ = ["Pairs", "compare_pairs", "compare_sets", "evaluate", "measure_cost", "sample_pairs", "usual_sampler"]
 
@@ -62,16 +60,19 @@ LATENCY_BATCH = 4
 def compare_pairs(
     a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Paired:
-    """PSNR and SSIM between images of the same seeds, with intervals over the images."""
+    """PSNR, SSIM and, where its weights are, LPIPS between images of the same seeds, with intervals over the images."""
     mse = _by_chunks(paired.mse_per_image, a, b)
     psnr = paired.psnr_of_mse(mse)
     ssim = _by_chunks(paired.ssim_per_image, a, b) if paired.ssim_fits(*a.shape[-2:]) else None
+    network = lpips_at_hand(*a.shape[-2:])
+    lpips = None if network is None else lpips_per_image(a, b, network).double()
     draw: dict[str, Any] = {"count": len(a), "resamples": resamples, "seed": seed}
     return Paired(
         psnr_pooled=bootstrap(lambda rows: paired.psnr_pooled(mse[rows]), **draw),
         psnr_mean=bootstrap(lambda rows: paired.psnr_mean(mse[rows]), **draw),
         psnr_low=float(psnr.quantile(LOW_QUANTILE, interpolation="lower")),
         ssim=None if ssim is None else bootstrap(lambda rows: float(ssim[rows].mean()), **draw, upper_bound=1.0),
+        lpips=None if lpips is None else bootstrap(lambda rows: float(lpips[rows].mean()), **draw, lower_bound=0.0),
         psnr_images=psnr.tolist(),
     )
 
@@ -150,6 +151,7 @@ def evaluate(
         distance = compare_sets(a, b, basis_for(folder, a), train=train, resamples=resamples, seed=seed)
     with watch("sqnr"):
         rows = _sqnr(float_pipeline, quantized_pipeline, pairs, batch_size)
+        single_layers = _layers(float_pipeline, quantized_pipeline, pairs)
     with watch("cost"):
         measured_cost = measure_cost(float_pipeline, quantized_pipeline)
     return Evaluation(
@@ -167,10 +169,11 @@ def evaluate(
         steps=rows,
         sqnr_db=steps.mean_sqnr(rows),
         sqnr_samples=min(samples, SQNR_SAMPLES),
+        layers=single_layers,
         cost=measured_cost,
         resamples=resamples,
         seconds=watch.seconds,
-        versions=_versions(),
+        versions=Versions.here(),
         warnings=_warnings(images, distance) + _overlap(quantized_pipeline, pairs),
     )
 
@@ -191,19 +194,34 @@ def _sqnr(float_pipeline: Any, quantized_pipeline: Any, pairs: Pairs, batch_size
     )
 
 
+def _layers(float_pipeline: Any, quantized_pipeline: Any, pairs: Pairs) -> list[layers.LayerSqnr]:
+    """SQNR of single layers on a few trajectories of `pairs`, worst first."""
+    count = min(len(pairs.float_images), layers.LAYER_TRAJECTORIES)
+    return layers.layer_sqnr(
+        network_of(float_pipeline),
+        network_of(quantized_pipeline),
+        make_scheduler(float_pipeline, pairs.sampler),
+        range(pairs.seed, pairs.seed + count),
+        shape=sample_shape(float_pipeline),
+        steps=steps.measured_steps(pairs.sampler.steps, layers.LAYER_STEPS),
+        conditions=None if pairs.conditions is None else pairs.conditions.rows(slice(0, count)),
+        guidance_scale=pairs.sampler.guidance_scale,
+    )
+
+
 def measure_cost(float_pipeline: Any, quantized_pipeline: Any) -> cost.Cost:
     """Bytes, bit operations and latency of the two pipelines."""
     float_network, quantized_network = network_of(float_pipeline), network_of(quantized_pipeline)
     inputs = example_inputs(float_network, LATENCY_BATCH)
     macs = cost.count_macs(float_network, *inputs)
-    layers = getattr(quantization_of(quantized_pipeline), "layers", {})
+    specs = getattr(quantization_of(quantized_pipeline), "layers", {})
     return cost.Cost(
         network=cost.network_sizes(float_network, quantized_network),
         pipeline=cost.pipeline_sizes(float_pipeline, quantized_pipeline),
         parameters=sum(parameter.numel() for parameter in float_network.parameters()),
         macs=sum(macs.values()) // len(inputs[0]),
         float_bops=cost.bit_operations(macs, {}) // len(inputs[0]),
-        quantized_bops=cost.bit_operations(macs, layers) // len(inputs[0]),
+        quantized_bops=cost.bit_operations(macs, specs) // len(inputs[0]),
         latency=cost.measure_latency(float_network, quantized_network, *inputs),
     )
 
@@ -263,12 +281,3 @@ def _by_chunks(
     """`measure` of each pair, so many pairs at once that large images fit in memory too."""
     size = max(1, CHUNK_VALUES // max(1, a[0].numel()))
     return torch.cat([measure(*parts) for parts in zip(a.split(size), b.split(size), strict=True)])
-
-
-def _versions() -> Versions:
-    return Versions(
-        mezzotint=__version__,
-        torch=torch.__version__,
-        diffusers=diffusers.__version__,
-        python=platform.python_version(),
-    )

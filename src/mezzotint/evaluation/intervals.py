@@ -11,10 +11,10 @@ quantiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -49,10 +49,29 @@ def bootstrap(
         lower_bound: the statistic is never below it, so the interval stops there; likewise `upper_bound`.
     """
     value = statistic(torch.arange(count))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
+    drawn = [statistic(rows) for rows in resample_rows(count, resamples, seed)]
+    return interval(value, drawn, lower_bound=lower_bound, upper_bound=upper_bound)
+
+
+def interval(
+    value: float, drawn: Iterable[float], *, lower_bound: float = -math.inf, upper_bound: float = math.inf
+) -> Estimate:
+    """`value` +- 2 standard deviations of `drawn`, what the statistic was in the resamples."""
     finite = torch.tensor([x for x in drawn if math.isfinite(x)], dtype=torch.float64)
     if not math.isfinite(value) or len(finite) < 2:
         return Estimate(value=value, low=value, high=value)
     half = DEVIATIONS * float(finite.std())
     return Estimate(value=value, low=max(lower_bound, value - half), high=min(upper_bound, value + half))
+
+
+def resample_rows(count: int, resamples: int, seed: int) -> list[Int[Tensor, " n"]]:
+    """The indices of each resample: `count` of `count`, with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
+
+
+def resample_counts(count: int, resamples: int, seed: int) -> Float[Tensor, "r n"]:
+    """How often each image is in each resample: the same ones as `resample_rows`, for statistics of weighted sums."""
+    rows = resample_rows(count, resamples, seed)
+    counts = [torch.bincount(row, minlength=count).double() for row in rows]
+    return torch.stack(counts) if counts else torch.zeros((0, count), dtype=torch.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from mezzotint.errors import OutputError
 
 GAP = 2
 PAPER = 1.0
+SHEET_COLUMNS, SHEET_ROWS = 8, 4
+SHEET_PIXELS = 400_000  # of one contact sheet; caps how many images it holds
 
 
 def to_bytes(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n h w 3"]:
@@ -42,6 +45,23 @@ def grid(images: Float[Tensor, "n c h w"], columns: int, gap: int = GAP) -> Floa
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
     return sheet
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """The first `count` images of a set as one picture without gaps, `columns` in a row."""
+
+    picture: Tensor
+    count: int
+    columns: int
+
+
+def contact_sheet(images: Float[Tensor, "n c h w"]) -> ContactSheet:
+    """The first images in full rows, as many as a page carries; two sets of one shape give sheets of one shape."""
+    columns = min(SHEET_COLUMNS, len(images))
+    fitting = SHEET_PIXELS // (columns * images.shape[-1] * images.shape[-2])
+    count = columns * max(1, min(SHEET_ROWS, len(images) // columns, fitting))
+    return ContactSheet(grid(images[:count], columns, gap=0), count, columns)
 
 
 def paired_grid(

@@ -6,13 +6,18 @@ an infinite PSNR or SQNR and is written as the string "Infinity".
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
+import diffusers
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from mezzotint.evaluation.cost import Cost
 from mezzotint.evaluation.intervals import Estimate
+from mezzotint.evaluation.layers import LayerSqnr
 from mezzotint.evaluation.steps import StepSqnr
+from mezzotint.version import __version__
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -25,6 +30,7 @@ class Paired(BaseModel):
         psnr_mean: dB, mean of the PSNRs of single images.
         psnr_low: dB, tenth percentile of the PSNRs of single images: one image in ten is worse.
         ssim: mean over images, None if the images are smaller than its window.
+        lpips: mean over images, None where the weights of its network are not on the disk.
         psnr_images: dB of each image, in the order of the seeds.
     """
 
@@ -34,6 +40,7 @@ class Paired(BaseModel):
     psnr_mean: Estimate
     psnr_low: float
     ssim: Estimate | None
+    lpips: Estimate | None = None
     psnr_images: list[float]
 
 
@@ -85,6 +92,16 @@ class Versions(BaseModel):
     diffusers: str
     python: str
 
+    @classmethod
+    def here(cls) -> Versions:
+        """Of this process."""
+        return cls(
+            mezzotint=__version__,
+            torch=torch.__version__,
+            diffusers=diffusers.__version__,
+            python=platform.python_version(),
+        )
+
 
 class Evaluation(BaseModel):
     """Everything `evaluate` measured, with its inputs.
@@ -96,6 +113,7 @@ class Evaluation(BaseModel):
         conditions: the prompt or class of each image, None for unconditional models.
         sqnr_db: mean of the dB values in `steps`.
         sqnr_samples: trajectories behind `steps`.
+        layers: SQNR of single layers on the float network's inputs, worst first; empty where it was not measured.
         resamples: bootstrap resamples behind every interval.
         seconds: wall time of the parts.
         warnings: what a reader must know before quoting a number.
@@ -117,6 +135,7 @@ class Evaluation(BaseModel):
     steps: list[StepSqnr]
     sqnr_db: float
     sqnr_samples: int
+    layers: list[LayerSqnr] = []
     cost: Cost
     resamples: int
     seconds: dict[str, float]

@@ -35,6 +35,7 @@ from mezzotint.errors import ArtifactError
 from mezzotint.export.record import AGAIN, RECORD_NAME, ExportRecord, GraphRecord, read_record
 from mezzotint.export.runtimes import Run, check_runtime, open_graph
 from mezzotint.export.save import TOKENIZER
+from mezzotint.sampling.correction import correct_
 
 
 class _Exported(nn.Module):
@@ -181,6 +182,8 @@ def load_exported(folder: str | Path, runtime: str = "ort") -> ExportedPipeline:
     if "unet" not in parts:
         raise ArtifactError(f"{folder / RECORD_NAME}: graphs: there is no unet; {AGAIN}")
     parts["unet"].quantization = record  # sampler and conditions of the calibration are looked up there
+    if record.noise_correction is not None:
+        correct_(parts["unet"], record.noise_correction)
     return ExportedPipeline(parts, record, chosen, folder)
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,10 @@ from torch import Tensor, nn
 
 from mezzotint.grid.spec import GridSpec, activation_spec
 from mezzotint.layers.int_base import IntWeightedLayer
+from mezzotint.layers.int_timed import IntTimedLinear
 from mezzotint.layers.integer import IntConv2d, IntLinear, IntMatMul
 from mezzotint.layers.swap import set_module_
+from mezzotint.layers.timed import codes_by_row, split_tag
 
 CODES = "codes"  # last part of the names of the weights' initializers
 SMALL_BITS = 4  # weights of so many bits or fewer become 4-bit tensors
@@ -124,6 +127,37 @@ class QdqLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class QdqTimedLinear(nn.Module):
+    """A time layer; x [B, K + 1] -> [B, O], or [B, O + 1] where it hands the time on.
+
+    Its grid is another one in every row of the batch, which no QuantizeLinear can say: it is written out in floats, and
+    a runtime computes the product in float32 from the same numbers.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: IntTimedLinear) -> None:
+        super().__init__()
+        self.grid, self.hands_on = layer.grid, layer.hands_on
+        self.weight = QdqWeight(layer.weight_codes().t(), layer.weight_scale[0], 1, layer.weight_grid.bits)
+        for name, values in (
+            ("scale", layer.input_scale),
+            ("zero_point", layer.input_zero_point),
+            ("bias", layer.bias),
+        ):
+            self.register_buffer(name, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, rows = split_tag(x)
+        scale, zero_point = self.scale[rows], self.zero_point[rows]
+        codes = codes_by_row(values, scale, zero_point, self.grid)
+        y = torch.matmul((codes - zero_point[:, None]) * scale[:, None], self.weight())
+        y = y if self.bias is None else y + self.bias
+        return torch.cat([y, x[:, -1:]], dim=1) if self.hands_on else y
+
+
 class QdqMatMul(nn.Module):
     """A product of two quantized activations; a [..., M, K], b [..., K, N] -> [..., M, N]."""
 
@@ -141,7 +175,12 @@ def exportable(network: nn.Module) -> nn.Module:
 
     Float layers stay as they are: of a float network this is a plain copy.
     """
-    kinds = {IntConv2d: QdqConv2d, IntLinear: QdqLinear, IntMatMul: QdqMatMul}
+    kinds: dict[type[nn.Module], Callable[..., nn.Module]] = {
+        IntConv2d: QdqConv2d,
+        IntLinear: QdqLinear,
+        IntTimedLinear: QdqTimedLinear,
+        IntMatMul: QdqMatMul,
+    }
     copied = copy.deepcopy(network).cpu()
     for name, layer in list(copied.named_modules()):
         if type(layer) in kinds:

@@ -76,7 +76,9 @@ def _open_ort(path: Path, quantized: bool) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3  # errors only
-    model = lower(need("onnx_ir").load(path), unsigned=_saturates("ort")) if quantized else str(path)
+    # Layers whose activations stay in float become MatMulNBits, which would round these to bytes; 1 is float32.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    model = _lowered(path) if quantized else str(path)
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -88,6 +90,15 @@ def _open_ort(path: Path, quantized: bool) -> Run:
         return torch.from_numpy(session.run(None, feed)[0])
 
     return run
+
+
+def _lowered(path: Path) -> bytes:
+    """The graph in `path` with integer products, serialized."""
+    ir = need("onnx_ir")
+    model = ir.load(path)
+    if any(value.dtype == ir.DataType.INT4 for value in model.graph.initializers.values()):
+        _tell_widened("ort")
+    return lower(model, unsigned=_saturates("ort"))
 
 
 def _open_openvino(path: Path, quantized: bool) -> Run:
@@ -119,6 +130,7 @@ def _widen_(model: Any, openvino: Any) -> None:
     constant = need("openvino.opset13").constant
     for node in model.get_ops():
         if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i4:
+            _tell_widened("openvino")
             shape = tuple(node.get_output_shape(0))
             node.output(0).replace(constant(_unpacked(node.data, shape)).output(0))
 
@@ -139,6 +151,12 @@ def _unpacked(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     flat = np.ascontiguousarray(data).reshape(-1).view(np.int8)
     both = np.stack([(flat << 4) >> 4, flat >> 4], axis=-1).reshape(-1)  # shifts of int8 keep the sign
     return both[: math.prod(shape)].reshape(shape)
+
+
+@lru_cache
+def _tell_widened(runtime: str) -> None:
+    """Logs, once for each runtime, that 4-bit weights take 8 bits there."""
+    logger.warning("%s: multiplies bytes only, so 4-bit weights take 8 bits in memory; the file keeps 4", runtime)
 
 
 @lru_cache

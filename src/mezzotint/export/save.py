@@ -32,6 +32,7 @@ from mezzotint.models.denoiser import network_of
 from mezzotint.models.families import family_of, model_folder
 from mezzotint.models.prompts import PROMPTS_FILE
 from mezzotint.progress import NullProgress, Progress
+from mezzotint.sampling.correction import correction_of
 from mezzotint.sampling.defaults import default_sampler
 
 TOKENIZER = "tokenizer"
@@ -82,6 +83,7 @@ def export_pipeline(
             scheduler=_scheduler_record(pipeline),
             sampler=(manifest.sampler if manifest else {}) or default_sampler(pipeline).model_dump(mode="json"),
             conditions=(manifest.config.get("conditions") if manifest else None) or (),
+            noise_correction=correction_of(network_of(pipeline)),
             files={path.relative_to(partial).as_posix(): file_record(path) for path in files},
         )
         write_record(record, partial)

@@ -4,38 +4,11 @@
 // channels of a group), none depends on the vector width or on the number of threads; products and sums are not
 // contracted (-ffp-contract=off). So the same input gives the same bits on every processor.
 #include <cmath>
-#include <cstdint>
-#include <cstring>
+
+#include "steps.h"
 
 static const int64_t ROWS = 64;   // rows a chunk
 static const int64_t BLOCK = 64;  // channels at a time
-
-// e**x to about 2 ulp for |x| <= 87, saturating outside. Cody and Waite's reduction, Taylor's polynomial of degree 7.
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 87.0f ? 87.0f : x;
-    const float n = __builtin_rintf(x * 1.44269504088896341f);
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9841270e-4f;
-    p = p * r + 1.3888889e-3f;
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return p * power;
-}
-
-static inline uint8_t code(float y, float scale, float zero_point, float largest) {
-    float q = __builtin_rintf(y / scale) + zero_point;
-    q = q > 0.0f ? q : 0.0f;  // this order: not a number gives 0
-    q = q < largest ? q : largest;
-    return static_cast<uint8_t>(static_cast<int32_t>(q));
-}
 
 // Sums of x and x*x over the rows of a chunk, for `n` <= BLOCK channels. `added` is added to x first, if it is there.
 static inline __attribute__((always_inline)) void sum_block(const float* x, const float* added, int64_t rows,
@@ -115,6 +88,42 @@ static void finish_rows(const float* x, const float* factor, const float* shift,
     }
 }
 
+// Sum over i of (x[i] - minus)**power for power 1 or 2, in BLOCK / 4 lanes whose order is fixed.
+template <int power>
+static double sum_row(const float* x, int64_t n, float minus) {
+    const int64_t lanes = BLOCK / 4;
+    float sums[BLOCK / 4] = {0};
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+        for (int64_t l = 0; l < lanes; l++) {
+            const float v = x[i + l] - minus;
+            sums[l] += power == 1 ? v : v * v;
+        }
+    for (int64_t l = 0; i < n; i++, l++) {
+        const float v = x[i] - minus;
+        sums[l] += power == 1 ? v : v * v;
+    }
+    double sum = 0.0;
+    for (int64_t l = 0; l < lanes; l++) sum += sums[l];
+    return sum;
+}
+
+// 0.5 (1 + erf(g / sqrt(2))), to 8e-8: Abramowitz and Stegun, 7.1.26.
+static inline float normal_distribution(float g) {
+    const float z = (g < 0.0f ? -g : g) * 0.70710678118654752f;
+    const float t = 1.0f / (1.0f + 0.3275911f * z);
+    float p = 1.061405429f;
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const float behind = 0.5f * (p * t) * exponential(-z * z);
+    return g < 0.0f ? behind : 1.0f - behind;
+}
+
+// Rows that one task takes.
+static inline int64_t rows_per_task(int64_t width) { return width < 4096 ? 1 + 4096 / width : 1; }
+
 extern "C" {
 
 // x [batch, rows, channels]; added [batch, channels] or null; gamma, beta [channels] or null.
@@ -154,7 +163,7 @@ void mezzotint_group_norm(const float* x, const float* added, const float* gamma
 // Codes of x [rows, width], whose rows lie `stride` floats apart.
 void mezzotint_codes(const float* x, int64_t rows, int64_t width, int64_t stride, float scale, float zero_point,
                      float largest, uint8_t* codes) {
-    const int64_t per_task = width < 4096 ? 1 + 4096 / width : 1, tasks = (rows + per_task - 1) / per_task;
+    const int64_t per_task = rows_per_task(width), tasks = (rows + per_task - 1) / per_task;
 #pragma omp parallel for schedule(static) if (tasks > 8)
     for (int64_t t = 0; t < tasks; t++) {
         const int64_t end = (t + 1) * per_task < rows ? (t + 1) * per_task : rows;
@@ -162,6 +171,45 @@ void mezzotint_codes(const float* x, int64_t rows, int64_t width, int64_t stride
             const float* row = x + r * stride;
             uint8_t* out = codes + r * width;
             for (int64_t c = 0; c < width; c++) out[c] = code(row[c], scale, zero_point, largest);
+        }
+    }
+}
+
+// Codes of the layer norm of each row of x [rows, width]; gamma, beta [width] or null.
+void mezzotint_layer_norm_codes(const float* x, const float* gamma, const float* beta, int64_t rows, int64_t width,
+                                double eps, float scale, float zero_point, float largest, uint8_t* codes) {
+    const int64_t per_task = rows_per_task(width), tasks = (rows + per_task - 1) / per_task;
+#pragma omp parallel for schedule(static) if (tasks > 8)
+    for (int64_t t = 0; t < tasks; t++) {
+        const int64_t end = (t + 1) * per_task < rows ? (t + 1) * per_task : rows;
+        for (int64_t r = t * per_task; r < end; r++) {
+            const float* row = x + r * width;
+            uint8_t* out = codes + r * width;
+            const float mean = static_cast<float>(sum_row<1>(row, width, 0.0f) / width);
+            const float inverse = static_cast<float>(1.0 / std::sqrt(sum_row<2>(row, width, mean) / width + eps));
+            if (gamma && beta)
+                for (int64_t c = 0; c < width; c++)
+                    out[c] = code((row[c] - mean) * inverse * gamma[c] + beta[c], scale, zero_point, largest);
+            else
+                for (int64_t c = 0; c < width; c++)
+                    out[c] = code((row[c] - mean) * inverse * (gamma ? gamma[c] : 1.0f) + (beta ? beta[c] : 0.0f), scale,
+                                  zero_point, largest);
+        }
+    }
+}
+
+// Codes of value * gelu(gate) for rows [width values, width gates] of x.
+void mezzotint_geglu_codes(const float* x, int64_t rows, int64_t width, float scale, float zero_point, float largest,
+                           uint8_t* codes) {
+    const int64_t per_task = rows_per_task(width), tasks = (rows + per_task - 1) / per_task;
+#pragma omp parallel for schedule(static) if (tasks > 8)
+    for (int64_t t = 0; t < tasks; t++) {
+        const int64_t end = (t + 1) * per_task < rows ? (t + 1) * per_task : rows;
+        for (int64_t r = t * per_task; r < end; r++) {
+            const float *values = x + 2 * r * width, *gates = values + width;
+            uint8_t* out = codes + r * width;
+            for (int64_t c = 0; c < width; c++)
+                out[c] = code(values[c] * (gates[c] * normal_distribution(gates[c])), scale, zero_point, largest);
         }
     }
 }

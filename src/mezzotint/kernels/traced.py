@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,11 +23,15 @@ Shape = Callable[..., Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """One product: the function, the shape of its result for the shapes of its inputs, its number."""
+    """One product: the function, the shape of its result for the shapes of its inputs, its number, its constants.
+
+    `constants` are there only if a function of several steps may take the place of the product.
+    """
 
     product: Callable[..., Tensor]
     shape: Shape
     number: int
+    constants: Any = None
 
 
 _numbers = itertools.count()
@@ -38,9 +43,9 @@ _OPERATORS.define("linear(Tensor x_q, int number) -> Tensor")
 _OPERATORS.define("matmul(Tensor a_q, Tensor b_q, int number) -> Tensor")
 
 
-def trace(product: Callable[..., Tensor], shape: Shape) -> Traced:
+def trace(product: Callable[..., Tensor], shape: Shape, constants: Any = None) -> Traced:
     """Gives `product` a number. It is forgotten with the last reference to what is returned."""
-    traced = Traced(product, shape, next(_numbers))
+    traced = Traced(product, shape, next(_numbers), constants)
     _table[traced.number] = traced
     return traced
 
@@ -48,6 +53,11 @@ def trace(product: Callable[..., Tensor], shape: Shape) -> Traced:
 def product_of(number: int) -> Callable[..., Tensor]:
     """The product with this number, to be called as such; KernelError if it is gone."""
     return _find(number).product
+
+
+def constants_of(number: int) -> Any:
+    """The constants that the product with this number was traced with; KernelError if it is gone."""
+    return _find(number).constants
 
 
 def _find(number: int) -> Traced:

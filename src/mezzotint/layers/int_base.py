@@ -103,7 +103,8 @@ class IntWeightedLayer(IntLayer):
     Buffers:
         weight_packed: uint8 [bytes], the codes of the weights, `grid.packing`.
         weight_scale: float32 [G, O].
-        input_scale, input_zero_point: float32 [G], int32 [G]; absent when activations stay in float.
+        input_scale, input_zero_point: float32 [G], int32 [G]; absent when activations stay in float. [T] in a layer
+            with a grid for every time.
         bias: float32 [O], or absent.
     """
 
@@ -126,7 +127,7 @@ class IntWeightedLayer(IntLayer):
         n_bytes = packed_bytes(count, self.weight_grid.bits)
         self.register_buffer("weight_packed", torch.zeros(n_bytes, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.ones(self.weight_grid.n_groups, weight_shape[0], device=device))
-        grids = 0 if spec.input is None else spec.input.n_groups
+        grids = 0 if spec.input is None else spec.times or spec.input.n_groups
         self.register_buffer("input_scale", torch.ones(grids, device=device) if grids else None)
         zero_point = torch.zeros(grids, dtype=torch.int32, device=device) if grids else None
         self.register_buffer("input_zero_point", zero_point)

@@ -87,7 +87,7 @@ class IntMatMul(IntLayer):
         constants = Paired(a_zero_point, b_zero_point, multiplier, self.a_grid.quant_max, self.b_grid.quant_max)
         product = prepare_matmul(self.kernel_report().name, constants)
         grids = (float(self.a_scale), a_zero_point), (float(self.b_scale), b_zero_point)
-        return *grids, product, trace(product, matmul_shape)
+        return *grids, product, trace(product, matmul_shape, constants if self.kernel == AUTO else None)
 
     def extra_repr(self) -> str:
         kernel = self.kernel if self.a_scale.is_meta else self.kernel_report().name

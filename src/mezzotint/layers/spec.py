@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mezzotint.grid.spec import GridSpec
 
@@ -17,6 +17,7 @@ class LayerSpec(BaseModel):
         weight: grid of the weights, None for `matmul`.
         input: grid of the (first) input; None leaves activations in float (`a32`, or an input kept in float).
         other: grid of the second input of a `matmul`, else None.
+        times: number of times of the sampler for each of which the input has a grid (`layers.timed`); 0: one for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,3 +26,4 @@ class LayerSpec(BaseModel):
     weight: GridSpec | None = None
     input: GridSpec | None = None
     other: GridSpec | None = None
+    times: int = Field(0, ge=0)

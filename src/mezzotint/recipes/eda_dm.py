@@ -1,6 +1,7 @@
 """EDA-DM (Liu et al., arXiv 2401.04585): TDAC selects calibration samples, FBR learns rounding and activation steps.
 
-Defaults follow the paper where it is silent about faults of the released code; deviations, each with its reason:
+Defaults follow the paper where it is silent about faults of the released code; deviations, each with its reason
+(`recipes.differences` has them as options, one by one):
 
 - activations asymmetric: what follows SiLU is nearly one-sided, a symmetric range wastes almost a bit;
 - conv_in and conv_out are the 8-bit layers, by name (the released code hits the first time-embedding layer);
@@ -20,8 +21,8 @@ from mezzotint.models.families import Family
 from mezzotint.recipes.paper import PAPER
 from mezzotint.sampling.defaults import SAMPLERS
 
-# Rows in an optimiser step. A block of Stable Diffusion at 64 x 64 keeps about 2 GB a row for its gradients.
-BATCH_SIZE: dict[Family, int] = {"ddim": 32, "ldm-vq": 32, "ldm-kl": 32, "ldm-class": 32, "sd": 8}
+# Rows in an optimiser step. A block of Stable Diffusion at 64 x 64 keeps 4 to 5 GB a row for its gradients.
+BATCH_SIZE: dict[Family, int] = {"ddim": 32, "ldm-vq": 32, "ldm-kl": 32, "ldm-class": 32, "sd": 4}
 
 
 def eda_dm(bits: str, family: Family = "ddim") -> QuantizeConfig:

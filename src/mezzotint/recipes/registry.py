@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from mezzotint.config import FLAT_FIELDS, QuantizeConfig, override
+from mezzotint.config import FLAT_FIELDS, QuantizeConfig, override, suggest
 from mezzotint.errors import ConfigError
 from mezzotint.models.families import Family
 from mezzotint.recipes.eda_dm import BATCH_SIZE, eda_dm
 from mezzotint.recipes.eda_dm_official import eda_dm_official
 from mezzotint.recipes.nearest import nearest
-from mezzotint.recipes.paper import PAPER
+from mezzotint.recipes.nearest_minmax import nearest_minmax
+from mezzotint.recipes.paper import PAPER, Q_DIFFUSION
+from mezzotint.recipes.ptq4dm import ptq4dm
+from mezzotint.recipes.q_diffusion import q_diffusion
+from mezzotint.recipes.tfmq_dm import tfmq_dm
 
 RECIPES: dict[str, Callable[[str, Family], QuantizeConfig]] = {
+    "nearest-minmax": nearest_minmax,
     "nearest": nearest,
+    "ptq4dm": ptq4dm,
+    "q-diffusion": q_diffusion,
+    "tfmq-dm": tfmq_dm,
     "eda-dm": eda_dm,
     "eda-dm-official": eda_dm_official,
 }
@@ -47,27 +54,25 @@ def make_config(
     unknown recipe or preset.
     """
     if recipe not in RECIPES:
-        raise ConfigError(f"no recipe {recipe!r}{_suggest(recipe, RECIPES)}; the recipes are {', '.join(RECIPES)}")
+        raise ConfigError(f"no recipe {recipe!r}{suggest(recipe, RECIPES)}; the recipes are {', '.join(RECIPES)}")
     config = RECIPES[recipe](bits, family)
-    spending = preset_options(preset, bits, family)
+    spending = preset_options(preset, bits, family, recipe)
     if config.reconstruction is None:
         spending = {name: value for name, value in spending.items() if FLAT_FIELDS[name][0] != "reconstruction"}
     return override(override(config, **spending), **changes)
 
 
-def preset_options(preset: str, bits: str, family: Family) -> dict[str, Any]:
+def preset_options(preset: str, bits: str, family: Family, recipe: str = "eda-dm") -> dict[str, Any]:
     """What a preset changes, by flat names.
 
     "paper" takes everything of `PAPER` but the radius, which is absolute, and the rate of the activation steps: ours is
-    relative to each step (`reconstruction.steps`), theirs absolute.
+    relative to each step (`reconstruction.steps`), theirs absolute. For Q-Diffusion, and TFMQ-DM which is built on it,
+    it takes `Q_DIFFUSION` likewise.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"no preset {preset!r}{_suggest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset {preset!r}{suggest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}")
     if preset == "fast":
         return {**_FAST, "batch_size": min(_FAST["batch_size"], BATCH_SIZE[family])}
-    return PAPER[family].spending(bits) if preset == "paper" else {}
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    if preset == "default":
+        return {}
+    return Q_DIFFUSION[family] if recipe in ("q-diffusion", "tfmq-dm") else PAPER[family].spending(bits)

@@ -33,7 +33,6 @@ seeds that no calibration sample has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,17 +40,14 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mezzotint.calibration.rows import calibration_conditions
-from mezzotint.calibration.selection import calibration_seeds
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError
-from mezzotint.models.conditions import Conditions
-from mezzotint.models.denoiser import network_of, sample_shape
+from mezzotint.models.denoiser import network_of
 from mezzotint.models.units import layers_by_role
 from mezzotint.progress import Progress
-from mezzotint.sampling.replay import eps_of
-from mezzotint.sampling.schedulers import DDIM, make_scheduler
-from mezzotint.sampling.trajectory import State, iterate
+from mezzotint.reconstruction.paired import PairedTrajectories
+from mezzotint.sampling.correction import eps_factors
+from mezzotint.sampling.schedulers import DDIM
 
 SHARES = (1.0, 0.5, 0.0)  # of b
 COMPARED = 32  # trajectories that choose the share
@@ -77,16 +73,17 @@ def correct_output_(
     conv_out: Any = simulated.get_submodule(layers_by_role(network_of(pipeline))["conv_out"])
     if conv_out.bias is None:
         raise ConfigError("drift_trajectories: conv_out of this network has no bias to correct; set it to 0")
-    run = _Trajectories(pipeline, config, device)
-    progress.start("correct the output", run.count * run.steps + len(SHARES) * run.compared * run.steps)
+    run = PairedTrajectories(pipeline, config, config.drift_trajectories, device)
+    compared = min(run.count, COMPARED)
+    progress.start("correct the output", (run.count + len(SHARES) * compared) * run.steps)
     error, ends = mean_errors(run, simulated, progress)
     weight = drift_weights(run.scheduler).to(error)
     drift = -(weight[:, None] * error).sum(0)
-    bias, before = -drift / weight.sum(), conv_out.bias.clone()
+    bias, before = (-drift / weight.sum()).to(conv_out.bias), conv_out.bias.clone()
     mse = {}
     for share in SHARES:
         conv_out.bias.copy_(before - share * bias)
-        mse[share] = run.sample_mse(simulated, ends, progress)
+        mse[share] = _sample_mse(run, simulated, ends[:compared], progress)
     share = min(mse, key=lambda share: mse[share])
     conv_out.bias.copy_(before - share * bias)
     progress.finish()
@@ -104,63 +101,29 @@ def drift_weights(scheduler: DDIM) -> Float[Tensor, " steps"]:
     alphas = scheduler.alphas_cumprod.double()[scheduler.times]
     noise = ((1 - alphas) / alphas).sqrt()
     steps = noise - torch.cat([noise[1:], torch.zeros(1, dtype=noise.dtype)])
-    factors = {"epsilon": torch.ones_like(alphas), "v_prediction": alphas.sqrt(), "sample": -1 / noise}
-    return steps * factors[scheduler.config.prediction_type]
+    return steps * eps_factors(scheduler)
 
 
 def mean_errors(
-    run: _Trajectories, simulated: nn.Module, progress: Progress
+    run: PairedTrajectories, simulated: nn.Module, progress: Progress
 ) -> tuple[Float[Tensor, "steps c"], Float[Tensor, "k c h w"]]:
-    """(e_i of every step on float trajectories, float64; the first `compared` samples these end in), on the CPU."""
+    """(e_i of every step on float trajectories, float64; the samples these end in), on the CPU."""
     total = torch.zeros(run.steps, run.drawing["shape"][0], dtype=torch.float64)
     ends = []
     for rows in run.batches(run.count):
-        told, scale = run.told(rows), run.drawing["guidance_scale"]
-        predict = eps_of(simulated, told, scale, replay=True)
-        for state in run.iterate(run.floating, rows):
-            error = predict(state.x_t, state.t) - state.eps
+        for state, eps in run.pairs(simulated, rows):
+            error = eps - state.eps
             total[state.step] += error.double().mean((2, 3)).sum(0).cpu()
             progress.advance(len(error))
         ends.append(state.x_prev.cpu())
-    return total / run.count, torch.cat(ends)[: run.compared]
+    return total / run.count, torch.cat(ends)
 
 
-class _Trajectories:
-    """The trajectories of the correction: seeds that no calibration sample has, and their conditions."""
-
-    def __init__(self, pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device) -> None:
-        used, self.count = config.selection.calib_size, config.drift_trajectories
-        self.floating = network_of(pipeline)
-        self.scheduler = make_scheduler(pipeline, config.sampler)
-        self.steps, self.compared = len(self.scheduler.times), min(self.count, COMPARED)
-        self.seeds = calibration_seeds(config.seed, used + self.count)[used:]
-        self.conditions = calibration_conditions(pipeline, config, self.count)
-        self.device, self.batch = device, config.forward_batch
-        self.drawing: dict[str, Any] = {
-            "shape": sample_shape(pipeline),
-            "guidance_scale": config.sampler.guidance_scale,
-            "device": device,
-            "replay": True,
-        }
-
-    def batches(self, count: int) -> list[slice]:
-        return [slice(start, min(start + self.batch, count)) for start in range(0, count, self.batch)]
-
-    def told(self, rows: slice) -> Conditions | None:
-        return None if self.conditions is None else self.conditions.rows(rows).to(self.device)
-
-    def iterate(self, network: nn.Module, rows: slice) -> Iterator[State]:
-        return iterate(network, self.scheduler, self.seeds[rows], conditions=self.told(rows), **self.drawing)
-
-    def _counted(self, network: nn.Module, rows: slice, progress: Progress) -> Iterator[State]:
-        for state in self.iterate(network, rows):
-            progress.advance(rows.stop - rows.start)
-            yield state
-
-    def sample_mse(self, network: nn.Module, ends: Tensor, progress: Progress) -> float:
-        """Mean squared distance of the samples that `network` draws to `ends`, those of the float network."""
-        total = 0.0
-        for rows in self.batches(self.compared):
-            *_, last = self._counted(network, rows, progress)
-            total += float((last.x_prev.cpu() - ends[rows]).double().square().sum())
-        return total / ends.numel()
+def _sample_mse(run: PairedTrajectories, network: nn.Module, ends: Tensor, progress: Progress) -> float:
+    """Mean squared distance of the samples that `network` draws to `ends`, those of the float network."""
+    total = 0.0
+    for rows in run.batches(len(ends)):
+        for state in run.iterate(network, rows):
+            progress.advance(len(state.x_t))
+        total += float((state.x_prev.cpu() - ends[rows]).double().square().sum())
+    return total / ends.numel()

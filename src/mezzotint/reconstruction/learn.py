@@ -8,8 +8,12 @@ steps together; both rates fall to zero along a cosine.
 On a GPU the iteration is captured once and replayed as a CUDA graph: a unit is a few hundred small kernels, and
 launching them one by one takes several times longer than running them.
 
+A `Phase` may learn the rounding or the steps alone, as Q-Diffusion does one after the other.
+
 Differs from the released code: one quantized forward instead of two, so block and layer losses see the same QDrop
-masks; `separate_layer_pass` restores the second.
+masks; `separate_layer_pass` restores the second. That code checkpoints some blocks, whose pass is then run again,
+without its random state, for the gradients; `checkpointed` does the same: layer losses, which are taken from the first
+pass, have no gradient, and that of the block loss is at other masks.
 """
 
 from __future__ import annotations
@@ -30,8 +34,21 @@ from mezzotint.reconstruction.problem import MAIN, UnitProblem
 from mezzotint.reconstruction.rounding import LearnedRounding
 from mezzotint.reconstruction.steps import LearnedStep
 
+RELEASED_LAST = {"transformer": "attn2.to_out.0"}  # registered last there, in kinds where it is not so here
 EAGER_ITERATIONS = 3  # warm-up before a CUDA graph is captured; they count as training
 REPORT_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a walk through the network learns, and p of its losses."""
+
+    rounding: bool = True
+    steps: bool = True
+    norm: float = 2.0
+
+
+TOGETHER = Phase()
 
 
 @dataclass(frozen=True)
@@ -55,9 +72,10 @@ def learn_unit(
     device: torch.device,
     forward_batch: int,
     progress: Progress,
+    phase: Phase = TOGETHER,
 ) -> Learned:
     """Learns rounding and steps of the unit's layers and writes them, hardened, into its codes and scales."""
-    trainer = _Trainer(problem, options, seed, device)
+    trainer = _Trainer(problem, options, seed, device, phase)
     try:
         trainer.run(progress)
         trainer.stop_dropping()
@@ -72,11 +90,13 @@ def learn_unit(
 class _Trainer:
     """Variables, static buffers and optimiser of one unit."""
 
-    def __init__(self, problem: UnitProblem, options: ReconstructionConfig, seed: int, device: torch.device) -> None:
-        self.problem, self.options, self.device = problem, options, device
+    def __init__(
+        self, problem: UnitProblem, options: ReconstructionConfig, seed: int, device: torch.device, phase: Phase
+    ) -> None:
+        self.problem, self.options, self.device, self.phase = problem, options, device, phase
         self.generator = torch.Generator(device).manual_seed(seed)
         self.picks = torch.Generator().manual_seed(seed)
-        self.roundings = {name: LearnedRounding(layer) for name, layer in problem.layers.items()}
+        self.roundings = {name: LearnedRounding(layer) for name, layer in problem.layers.items() if phase.rounding}
         self.steps = {
             name: LearnedStep(
                 grid,
@@ -85,6 +105,7 @@ class _Trainer:
                 generator=self.generator,
             )
             for name, grid in problem.grids.items()
+            if phase.steps
         }
         for name, rounding in self.roundings.items():
             problem.layers[name].rounding = rounding
@@ -140,11 +161,16 @@ class _Trainer:
 
     def _inner_layers(self) -> tuple[str, ...]:
         """Names, within the unit, of the layers whose losses are added."""
-        if self.options.layer_weight == 0:
+        unit, layers = self.problem.unit, tuple(self.problem.layers)
+        if self.options.layer_weight == 0 or self._checkpointed():
             return ()
         if self.options.inner_layers == "registered":
-            return tuple(self.problem.layers)[:-1]
-        return tuple(name for name in self.problem.unit.inner if name in self.problem.layers)
+            last = RELEASED_LAST.get(unit.kind)
+            return tuple(name for name in layers if name != (last if last in layers else layers[-1]))
+        return tuple(name for name in unit.inner if name in layers)
+
+    def _checkpointed(self) -> bool:
+        return self.problem.unit.kind in self.options.checkpointed
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         on_gpu = self.device.type == "cuda"
@@ -188,27 +214,35 @@ class _Trainer:
             self.weight = _fill(self.weight, problem.weight.read(picks))
 
     def _total_loss(self) -> Tensor:
-        options, call = self.options, self.problem.call
+        options, call, simulated = self.options, self.problem.call, self.problem.simulated
         inputs = dict(self.buffers["quantized"])
         if options.input_drop > 0:
             main = inputs[MAIN]
             swap = torch.rand(main.shape, generator=self.generator, device=self.device) < options.input_drop
             inputs[MAIN] = torch.where(swap, self.buffers["float"][MAIN], main)
-        with outputs_of(self.problem.simulated, self.inner) as quantized:
-            output = call(self.problem.simulated, inputs)
-        loss = lp_loss(output, self.target, self.weight)
+        with outputs_of(simulated, self.inner) as quantized:
+            output = call(simulated, inputs)
+        if self._checkpointed():
+            with torch.no_grad():
+                shown = call(simulated, inputs)
+            output = shown + (output - output.detach())  # this value, the other's gradient
+        loss = self._lp(output, self.target, self.weight)
         if self.inner:
             if options.separate_layer_pass:
-                with outputs_of(self.problem.simulated, self.inner) as quantized:
-                    call(self.problem.simulated, inputs)
+                with outputs_of(simulated, self.inner) as quantized:
+                    call(simulated, inputs)
             with torch.no_grad(), outputs_of(self.problem.floating, self.inner) as targets:
                 call(self.problem.floating, self.buffers["float"])
-            layers = torch.stack([lp_loss(quantized[name], targets[name]) for name in self.inner])
+            layers = torch.stack([self._lp(quantized[name], targets[name]) for name in self.inner])
             loss = loss + options.layer_weight * layers.sum()
         if options.rounding_weight > 0:
             pulls = [rounding.regulariser(self.beta) for rounding in self.roundings.values()]
             loss = loss + self.pull * torch.stack(pulls).sum() if pulls else loss
         return loss
+
+    def _lp(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        tokens_first = self.options.loss_axis == "first" and self.problem.unit.kind == "transformer"
+        return lp_loss(output, target, weight, norm=self.phase.norm, axis=1 if tokens_first else None)
 
     def _step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -230,6 +264,7 @@ class _Trainer:
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
+        torch.cuda.empty_cache()  # a graph has memory of its own; what the iterations before it used would lie idle
         with torch.cuda.graph(graph):
             self._step()
         return graph

@@ -108,7 +108,8 @@ def pose(unit: Unit, float_walker: Walker, quantized_walker: Walker, store: RowS
     problem = UnitProblem(
         unit, simulated, floating, constants, quantized_side.all(), float_side.all(), target, n_rows, owned
     )
-    problem.layers = {n: m for n, m in simulated.named_modules() if isinstance(m, SimulatedLayer)}
+    named = {*unit.inner, *unit.output}  # not layers that lie in the unit and are learned apart from it
+    problem.layers = {n: m for n, m in simulated.named_modules() if isinstance(m, SimulatedLayer) and n in named}
     problem.grids = {n: m for n, m in simulated.named_modules() if isinstance(m, ActivationQuantizer)}
     return problem
 

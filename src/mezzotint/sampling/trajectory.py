@@ -10,7 +10,8 @@ when it is given a list of generators.
     step     int                    index in the sampler, 0 is pure noise
     t        int                    model time of that step
     x_t      float32  [B, C, H, W]  sample before the step
-    eps      float32  [B, C, H, W]  output of the network on it, guided where there is guidance
+    eps      float32  [B, C, H, W]  output of the network on it, guided where there is guidance, corrected where the
+                                    network has a correction (`mezzotint.sampling.correction`)
     x_prev   float32  [B, C, H, W]  sample after the step
 
 Conditions are rows in the order of the seeds. Latent models are sampled in latents and decoded batch by batch.
@@ -33,6 +34,7 @@ from mezzotint.models.conditions import Conditions
 from mezzotint.models.decoding import decode_latents, image_shape
 from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.sampling.config import SamplerConfig
+from mezzotint.sampling.correction import corrector_for
 from mezzotint.sampling.defaults import default_sampler
 from mezzotint.sampling.replay import eps_of
 from mezzotint.sampling.schedulers import DDIM, make_scheduler
@@ -89,9 +91,14 @@ def iterate(
     x_t = _draw(generators, shape).to(device)
     past: list[Tensor] = []
     predict = eps_of(network, conditions, guidance_scale, replay=replay)
+    corrector = corrector_for(network, scheduler, guidance_scale, device)
+    if corrector is not None:
+        predict = corrector.around(predict)
 
     for step, t in enumerate(scheduler.times):
         noise = _draw(generators, shape).to(device) if scheduler.eta > 0 else None
+        if corrector is not None and noise is not None:
+            noise = corrector.shares[step] * noise
         with torch.no_grad():  # not around the yield: the caller's code is not ours to switch
             eps, x_prev = scheduler.advance(predict, step, x_t, noise, past)
         yield State(step, t, x_t, eps, x_prev)

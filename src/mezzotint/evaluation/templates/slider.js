@@ -1,4 +1,4 @@
-// Moves the edge between the float sheet and the quantized sheet. Without script the edge stays in the middle.
+// Moves the edge between two sheets, and puts the chosen ones there. Without script the edge stays in the middle.
 for (const input of document.querySelectorAll("input[data-slides]")) {
   const sheet = document.getElementById(input.dataset.slides);
   const move = () => sheet.style.setProperty("--cut", input.value + "%");
@@ -10,4 +10,14 @@ for (const input of document.querySelectorAll("input[data-slides]")) {
     move();
   });
   move();
+}
+for (const select of document.querySelectorAll("select[data-fills]")) {
+  const image = document.getElementById(select.dataset.fills);
+  const fill = () => {
+    const chosen = document.getElementById(select.value);
+    image.src = chosen.src;
+    image.alt = chosen.alt;
+  };
+  select.addEventListener("change", fill);
+  fill();
 }

@@ -11,7 +11,7 @@ BLOCK = 1024  # elements of a program
 
 
 @triton.jit
-def _round_to_grid(x, y, scale, zero_point, count, low, high, BLOCK: tl.constexpr):  # noqa: N803
+def _round_to_grid(x, y, scale, zero_point, count, low, high, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     step, zero = tl.load(scale), tl.load(zero_point).to(tl.float32)

@@ -1,0 +1,255 @@
+"""One cell: calibrate, draw the images of the float model's seeds, compare.
+
+Every cell of a table draws the images n = 0 ... samples - 1 from the seeds n with the prompts or classes n of the
+evaluation split, with the *simulated* network: float arithmetic on grid values, what the integer network computes up to
+the last bits of a float32 sum. The float model's images are drawn once for each sampler.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from mezzotint.base import base_info
+from mezzotint.benchmark.plan import Cell
+from mezzotint.benchmark.rows import IMAGES, Row, Sheets
+from mezzotint.benchmark.scoring import Scorer, find_reference, usual_metrics
+from mezzotint.evaluation.cost import device_name
+from mezzotint.evaluation.evaluate import compare_pairs, compare_sets
+from mezzotint.evaluation.features import basis_for, train_statistics
+from mezzotint.evaluation.layers import LAYER_STEPS, LAYER_TRAJECTORIES, LayerSqnr, layer_sqnr
+from mezzotint.evaluation.pictures import contact_sheet, write_png
+from mezzotint.evaluation.result import Versions
+from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sqnr, measured_steps
+from mezzotint.manifest import BaseInfo
+from mezzotint.models.conditioning import condition_inputs, encode_conditions
+from mezzotint.models.conditions import Conditions
+from mezzotint.models.denoiser import network_of, sample_shape
+from mezzotint.models.families import model_folder
+from mezzotint.pipeline import Simulation, simulate, with_network
+from mezzotint.progress import Progress
+from mezzotint.sampling.config import SamplerConfig
+from mezzotint.sampling.schedulers import make_scheduler
+from mezzotint.sampling.trajectory import sample
+
+SQNR_TRAJECTORIES = 64
+
+
+@dataclass
+class Bench:
+    """What all cells of a run share.
+
+    Attributes:
+        pipeline: the float model, on `device`.
+        folder: of the table; pictures go to its folder `images`.
+        conditions: a row for each image; None for unconditional models.
+        references: the float model's images by the sampler that drew them.
+    """
+
+    pipeline: DiffusionPipeline
+    folder: Path
+    samples: int
+    device: str
+    batch_size: int
+    scorer: Scorer
+    base: BaseInfo
+    conditions: Conditions | None
+    references: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: DiffusionPipeline,
+        folder: Path,
+        *,
+        samples: int,
+        device: str,
+        batch_size: int,
+        metrics: Sequence[str] | None = (),
+        reference: str | None = None,
+    ) -> Bench:
+        """Moves the pipeline to the device and encodes the prompts of the evaluation split.
+
+        Args:
+            metrics: distribution scores to take; None is `usual_metrics`.
+            reference: what they compare with; None is `find_reference`.
+        """
+        base = base_info(pipeline)
+        pipeline.to(device)
+        conditions = encode_conditions(pipeline, condition_inputs(pipeline, "evaluation", samples))
+        scorer = Scorer(
+            metrics=usual_metrics(pipeline) if metrics is None else tuple(metrics),
+            reference=find_reference(pipeline, reference),
+            captions=None if conditions is None else conditions.labels,
+            device=device,
+            batch_size=batch_size,
+        )
+        scorer.check(samples)
+        return cls(pipeline, folder, samples, device, batch_size, scorer, base, conditions)
+
+    def images(self, pipeline: DiffusionPipeline, sampler: SamplerConfig) -> Tensor:
+        """Images [N, C, H, W] of all seeds, on the CPU."""
+        drawing: dict[str, Any] = {"conditions": self.conditions, "device": self.device}
+        return sample(pipeline, list(range(self.samples)), sampler=sampler, batch_size=self.batch_size, **drawing)
+
+    def reference(self, sampler: SamplerConfig) -> Tensor:
+        """The float model's images; drawn at the first call with this sampler."""
+        key = sampler.model_dump_json()
+        if key not in self.references:
+            self.references[key] = self.images(self.pipeline, sampler)
+        return self.references[key]
+
+
+def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | None) -> Row:
+    """The finished row of a cell; checkpoints of its calibration are kept in `resume_dir`."""
+    clock, sampler = Clock(), cell.config.sampler
+    reference = bench.reference(sampler)
+    with clock("calibrate"):
+        simulation = simulate(
+            bench.pipeline, cell.config, device=bench.device, progress=progress, resume_dir=resume_dir
+        )
+    quantized = with_network(bench.pipeline, simulation.network)
+    with clock("sample"):
+        images = bench.images(quantized, sampler)
+    with clock("sqnr"):
+        steps, layers = step_errors(bench, simulation.network, sampler)
+    with clock("compare"):
+        figures = compared(bench, reference, images)
+    with clock("score"):
+        figures |= bench.scorer.score(images, reference, sampler.model_dump_json())
+    units = simulation.results["units"]
+    return Row(
+        **cell.key,
+        kind=cell.kind,
+        note=cell.note,
+        sqnr_db=mean_sqnr(steps),
+        sqnr_steps_db=[row.sqnr_db for row in steps],
+        steps=steps,
+        **figures,
+        **calibration_facts(simulation, cell),
+        units=finite(units),
+        layers=layers,
+        seconds={**simulation.results["seconds"], **clock.seconds},
+        sheets=save_sheets(bench, cell, reference, images),
+        device=device_name(torch.device(bench.device)),
+        config=cell.config.model_dump(mode="json"),
+        base=bench.base,
+        image_seeds=(0, bench.samples - 1),
+        versions=Versions.here(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def step_errors(bench: Bench, network: nn.Module, sampler: SamplerConfig) -> tuple[list[StepSqnr], list[LayerSqnr]]:
+    """SQNR of eps over time, and of every layer at its first, middle and last step."""
+    floating, scheduler = network_of(bench.pipeline), make_scheduler(bench.pipeline, sampler)
+
+    def first(count: int) -> dict[str, Any]:
+        count = min(count, bench.samples)
+        told = None if bench.conditions is None else bench.conditions.rows(slice(0, count))
+        return {"seeds": range(count), "conditions": told, "guidance_scale": sampler.guidance_scale}
+
+    shape = sample_shape(bench.pipeline)
+    steps = eps_sqnr(
+        floating,
+        network,
+        scheduler,
+        **first(SQNR_TRAJECTORIES),
+        shape=shape,
+        steps=measured_steps(sampler.steps),
+        batch_size=min(SQNR_TRAJECTORIES, bench.batch_size),
+    )
+    places = measured_steps(sampler.steps, LAYER_STEPS)
+    count = min(LAYER_TRAJECTORIES, bench.batch_size)
+    return steps, layer_sqnr(floating, network, scheduler, **first(count), shape=shape, steps=places)
+
+
+def compared(bench: Bench, reference: Tensor, images: Tensor) -> dict[str, Any]:
+    """The figures of a row that come from the images alone."""
+    pairs = compare_pairs(reference.to(bench.device), images.to(bench.device))
+    folder = model_folder(bench.pipeline)
+    distance = compare_sets(reference, images, basis_for(folder, reference), train=train_statistics(folder))
+    return {
+        "psnr_pooled_db": pairs.psnr_pooled.value,
+        "psnr_mean_db": pairs.psnr_mean.value,
+        "psnr_interval_db": (pairs.psnr_mean.low, pairs.psnr_mean.high),
+        "ssim": None if pairs.ssim is None else pairs.ssim.value,
+        "fd": distance.fd.value,
+        "fd_interval": (distance.fd.low, distance.fd.high),
+        "fd_train": None if distance.train is None else distance.train.quantized_fd,
+        "fd_train_float": None if distance.train is None else distance.train.float_fd,
+        "features": distance.features,
+        "warnings": [] if distance.warning is None else [distance.warning],
+    }
+
+
+def calibration_facts(simulation: Simulation, cell: Cell) -> dict[str, Any]:
+    """What a row says about the calibration."""
+    units, selection = simulation.results["units"], simulation.results["selection"]
+    learning = sum(unit["seconds"] for unit in units)
+    options = cell.config.reconstruction
+    return {
+        "counts": selection["counts"],
+        "selection": finite(selection),
+        "undecided": sum(unit["undecided"] for unit in units) / len(units) if units else None,
+        "ms_per_iteration": 1e3 * learning / (len(units) * options.iters) if units and options else None,
+    }
+
+
+def save_sheets(bench: Bench, cell: Cell, reference: Tensor, images: Tensor) -> Sheets:
+    """Writes the first images of both models for the report, and says where."""
+    folder = bench.folder / IMAGES
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = cell.config.sampler.steps
+    name = slug(f"{cell.label} {cell.key['iters']} iterations {cell.key['calib_size']} of {bench.samples}")
+    paths = [
+        f"{IMAGES}/{slug(f'{cell.model} float {steps} steps {cell.config.sampler.kind}')}.png",
+        f"{IMAGES}/{name}.png",
+    ]
+    sheets = [contact_sheet(batch) for batch in (reference, images)]
+    for path, sheet in zip(paths, sheets, strict=True):
+        write_png(sheet.picture, bench.folder / path)
+    return Sheets(
+        float_images=paths[0],
+        quantized_images=paths[1],
+        count=sheets[0].count,
+        columns=sheets[0].columns,
+        side=(reference.shape[-2], reference.shape[-1]),
+    )
+
+
+def slug(words: str) -> str:
+    """A file name of lower-case letters, digits and hyphens."""
+    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
+
+
+def finite(data: Any) -> Any:
+    """Plain data with None for every number that JSON cannot hold."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+class Clock:
+    """Seconds of named parts: `with clock("part"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - start

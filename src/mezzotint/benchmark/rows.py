@@ -1,0 +1,222 @@
+"""The rows of a table and the folder they are kept in.
+
+    DIR/rows.jsonl      one finished cell a line, in the order in which they finished
+    DIR/planned.json    names of the cells that were asked for, so that a table can say which did not run
+    DIR/images/*.png    the first images of each cell and of the float model, for the report
+    DIR/unfinished/     checkpoints of the cell that is being calibrated
+
+A line is written by one call and flushed to the disk. A process killed in the middle of it leaves a line without an
+end, which the next run cuts off; any other line that cannot be read is an error. So folders of several machines are
+put together with `cat` and `cp`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mezzotint.benchmark.plan import Cell, Kind, same_work
+from mezzotint.config import QuantizeConfig
+from mezzotint.errors import OutputError, ResumeError
+from mezzotint.evaluation.layers import LayerSqnr
+from mezzotint.evaluation.result import Versions
+from mezzotint.evaluation.steps import StepSqnr
+from mezzotint.manifest import BaseInfo
+
+ROWS, PLANNED, IMAGES, UNFINISHED = "rows.jsonl", "planned.json", "images", "unfinished"
+KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant")
+
+logger = logging.getLogger("mezzotint")
+
+
+class Sheets(BaseModel):
+    """The first images of the float model and of the quantized one, as two pictures of one size.
+
+    Attributes:
+        float_images, quantized_images: files in the folder of the table.
+        count: images in each, `columns` in a line, from seed 0 on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    float_images: str
+    quantized_images: str
+    count: int
+    columns: int
+    side: tuple[int, int]
+
+
+class Row(BaseModel):
+    """One finished cell: its name, its figures, and all that made them.
+
+    Attributes:
+        model ... variant: the cell's name (`plan.Cell.key`); `seed` is the calibration's.
+        kind, note: as in `plan.Cell`.
+        sqnr_db: mean over ten evenly chosen steps of the float trajectory; both networks get the same rows.
+        sqnr_steps_db, steps: these ten values; with their steps and times.
+        psnr_pooled_db: one mean squared error over all images, [-1, 1].
+        psnr_mean_db: mean over images of each image's PSNR.
+        psnr_interval_db: of psnr_mean_db, as `evaluation.intervals`.
+        fd, fd_interval: Frechet distance to the float model's images in `features`.
+        fd_train, fd_train_float: the same to the training images; what the float model's images have.
+        scores, float_scores: distribution scores of this cell and of the float model, as `scoring` takes them.
+        warnings: what a reader must know before quoting a figure.
+        counts, selection: calibration samples of each step; how they came about.
+        units: every unit with its losses.
+        layers: SQNR of single layers on the float network's inputs.
+        undecided: mean share of soft roundings that were undecided when made hard.
+        seconds: by part.
+        config: every option. base: name and hash of the float weights. image_seeds: first and last.
+        command: what was typed, "" if nothing was.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    model: str
+    recipe: str
+    bits: str
+    iters: int
+    calib_size: int
+    samples: int
+    seed: int
+    variant: str
+    kind: Kind = "recipe"
+    note: str = ""
+
+    sqnr_db: float
+    sqnr_steps_db: list[float]
+    steps: list[StepSqnr] = []
+    psnr_pooled_db: float
+    psnr_mean_db: float
+    psnr_interval_db: tuple[float, float] | None = None
+    ssim: float | None
+    fd: float
+    fd_interval: tuple[float, float]
+    fd_train: float | None
+    fd_train_float: float | None
+    features: str
+    scores: list[dict[str, Any]] = []
+    float_scores: list[dict[str, Any]] = []
+    warnings: list[str] = []
+
+    counts: list[int]
+    selection: dict[str, Any] | None = None
+    units: list[dict[str, Any]]
+    layers: list[LayerSqnr] = []
+    undecided: float | None
+    ms_per_iteration: float | None
+    seconds: dict[str, float]
+    sheets: Sheets | None = None
+
+    device: str
+    config: dict[str, Any]
+    base: BaseInfo | None = None
+    image_seeds: tuple[int, int] | None = None
+    versions: Versions | None = None
+    created: str | None = None
+    command: str = ""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What names the cell."""
+        return {name: getattr(self, name) for name in KEY}
+
+
+class RowFile:
+    """The folder of a table, read and written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / ROWS
+
+    def read(self) -> list[Row]:
+        """All finished rows; none if there is no file. ResumeError for a line that cannot be read."""
+        if not self.path.is_file():
+            return []
+        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline has no end
+        return [self._parse(line, number) for number, line in enumerate(whole, 1) if line.strip()]
+
+    def _parse(self, line: str, number: int) -> Row:
+        try:
+            return Row.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise ResumeError(
+                f"{self.path}:{number}: no row of a table: {where}: {first['msg']}; remove it to run its cell again"
+            ) from error
+
+    def append(self, row: Row) -> None:
+        """Adds a row. OutputError if it cannot be written."""
+        line = row.model_dump_json() + "\n"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                file.write(line.encode())
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot write the row: {error.strerror}; choose another folder") from error
+
+    def cut_torn_line(self) -> None:
+        """Removes a last line that a killed process left without its end."""
+        if not self.path.is_file():
+            return
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            logger.warning("%s: the last line has no end; its cell runs again", self.path)
+            os.truncate(self.path, end)
+
+    def plan(self, cells: Iterable[Cell]) -> None:
+        """Adds the names of `cells` to those that were asked for."""
+        names = [*self.planned(), *(cell.key for cell in cells)]
+        unique = list({json.dumps(name): name for name in names}.values())
+        write_whole(self.folder / PLANNED, json.dumps(unique, indent=1) + "\n")
+
+    def planned(self) -> list[dict[str, Any]]:
+        """Names of the cells that were asked for."""
+        path = self.folder / PLANNED
+        if not path.is_file():
+            return []
+        try:
+            found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ResumeError(f"{path}: is damaged ({error}); delete it, it only lists what did not run") from error
+        return found
+
+
+def finished(cell: Cell, rows: Iterable[Row], sha256: str) -> Row | None:
+    """The row of `cell` among `rows`: the same weights, images and config; None if there is none.
+
+    A config written before an option existed is taken to have had the option's default. Rows without the hash of the
+    weights are compared by the model's name.
+    """
+    for row in rows:
+        same_model = row.model == cell.model and (row.base is None or row.base.sha256 == sha256)
+        if not same_model or row.samples != cell.samples or row.variant != cell.variant:
+            continue
+        try:
+            config = QuantizeConfig.model_validate(row.config)
+        except ValidationError:  # written by a version whose options were others: another cell
+            continue
+        if same_work(config, cell.config):
+            return row
+    return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that appears whole or not at all. OutputError if it cannot be written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write there: {error.strerror}; choose another folder") from error

@@ -1,0 +1,94 @@
+"""The cells of a table, one after the other. A killed run goes on where it was.
+
+A finished cell is a line in the file of rows and is not run again; a cell that was being calibrated goes on from the
+checkpoints in `unfinished`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from mezzotint.benchmark.measure import Bench, measure, slug
+from mezzotint.benchmark.plan import Cell
+from mezzotint.benchmark.rows import UNFINISHED, Row, RowFile, finished
+from mezzotint.errors import ConfigError
+from mezzotint.progress import NullProgress, Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the cells: rows that this run made, rows that were there, cells for which no time was left."""
+
+    made: list[Row]
+    found: list[Row]
+    left: list[Cell]
+
+
+def run_cells(
+    pipeline: DiffusionPipeline,
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    device: str,
+    batch_size: int = 256,
+    metrics: Sequence[str] | None = (),
+    reference: str | None = None,
+    budget: float | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Outcome:
+    """Runs those of `cells` that `folder` does not hold yet, and keeps each row as soon as it is there.
+
+    Args:
+        batch_size: images drawn at once.
+        metrics, reference: distribution scores, see `measure.Bench.of`.
+        budget: seconds; no cell begins that would not end in time if it took as long as the longest so far.
+        command: what the user typed, for the rows.
+        on_row: called with every new row.
+    """
+    started, longest = time.perf_counter(), 0.0
+    file = RowFile(folder)
+    file.cut_torn_line()
+    file.plan(cells)
+    samples = {cell.samples for cell in cells}
+    if len(samples) != 1:
+        raise ConfigError(f"cells of one run draw the same images, these draw {sorted(samples)}")
+    drawing: dict[str, Any] = {"samples": samples.pop(), "device": device, "batch_size": batch_size}
+    bench = Bench.of(pipeline, folder, **drawing, metrics=metrics, reference=reference)
+    outcome, rows = Outcome([], [], []), file.read()
+    for cell in cells:
+        row = finished(cell, rows, bench.base.sha256)
+        if row is not None:
+            outcome.found.append(row)
+            continue
+        begun = time.perf_counter()
+        if budget is not None and begun - started + longest > budget:
+            outcome.left.append(cell)
+            continue
+        kept = folder / UNFINISHED / _checkpoint_name(cell)
+        row = measure(bench, cell, progress or NullProgress(), kept).model_copy(update={"command": command})
+        file.append(row)
+        shutil.rmtree(kept, ignore_errors=True)
+        rows.append(row)
+        outcome.made.append(row)
+        longest = max(longest, time.perf_counter() - begun)
+        if on_row is not None:
+            on_row(row)
+    if not outcome.left:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return outcome
+
+
+def _checkpoint_name(cell: Cell) -> str:
+    """Another for every config, so that a changed option never meets checkpoints that it cannot use."""
+    digest = hashlib.sha256(cell.config.model_dump_json().encode()).hexdigest()
+    return f"{slug(cell.label)}-{digest[:12]}"

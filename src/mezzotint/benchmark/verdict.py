@@ -1,0 +1,89 @@
+"""The table in words: who is closest to the float model, where ours stands, which changes matter most.
+
+What is judged is closeness to the float model: the Frechet distance to its images (the sets), the mean PSNR against
+them (the single images), and every distribution score that was taken against them. "Within the spread" is that of
+`table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mezzotint.benchmark.plan import OURS
+from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.scoring import TO_FLOAT
+from mezzotint.benchmark.table import FD, PSNR, Block, Column, columns_of, effect_blocks, recipe_blocks
+from mezzotint.benchmark.text import stat_text
+
+JUDGED = (FD, PSNR)
+
+
+@dataclass(frozen=True)
+class TableVerdict:
+    """A headline, and the sentences with the numbers behind it."""
+
+    headline: str
+    sentences: list[str]
+
+
+def verdict(rows: Sequence[Row]) -> TableVerdict:
+    """What the rows say."""
+    blocks = recipe_blocks(rows)
+    judged = [*JUDGED, *(column for column in columns_of(rows) if column.title.endswith(TO_FLOAT))]
+    sentences = [sentence for block in blocks for column in judged if (sentence := _standing(block, column))]
+    for kind, what in (("difference", "differences of the release"), ("ablation", "changes of a part")):
+        for block in effect_blocks(rows, kind):  # type: ignore[arg-type]  # both are Kinds
+            sentences.append(_largest(block, what))
+    return TableVerdict(_headline(blocks, len(rows)), sentences)
+
+
+def _headline(blocks: Sequence[Block], rows: int) -> str:
+    """In how many settings ours is best by the Frechet distance; how many cells there are where nothing can be said."""
+    standings = [dict(zip((line.name for line in b.lines), b.standings(FD), strict=True)) for b in blocks]
+    compared = [found[OURS] for found in standings if OURS in found and len(found) > 1]
+    if not compared:
+        return f"{rows} cell{'s' if rows != 1 else ''}, no recipe beside {OURS} to compare it with."
+    best, close = compared.count("best"), compared.count("within")
+    settings = f"{len(compared)} setting{'s' if len(compared) != 1 else ''}"
+    if not best:
+        also = f", but within the spread of the closest in {close}" if close else ""
+        return f"{OURS} is closest to the float model in none of {settings}{also}."
+    also = f", and within the spread of the closest in {close}" if close else ""
+    return f"{OURS} is closest to the float model in {best} of {settings}{also}."
+
+
+def _standing(block: Block, column: Column) -> str:
+    """One figure of one block as a sentence; "" where fewer than two recipes have it."""
+    best = block.best(column)
+    if best is None:
+        return ""
+    stats, order = block.stats(column), -1 if column.better == "higher" else 1
+    ranked = sorted((i for i, stat in enumerate(stats) if stat), key=lambda i: order * stats[i].mean)  # type: ignore[union-attr]
+    unit = f" {column.unit}" if column.unit else ""
+
+    def figure(index: int) -> str:
+        return f"{block.lines[index].name} {stat_text(stats[index], column.digits)}{unit}"
+
+    words = f"{block.model}, {block.bits.upper()}, {column.title}: best is {figure(best)}, then {figure(ranked[1])}"
+    names = [line.name for line in block.lines]
+    if OURS in names and (mine := names.index(OURS)) not in ranked[:2] and stats[mine]:
+        words += f"; {figure(mine)} is number {ranked.index(mine) + 1} of {len(ranked)}"
+    if OURS in names and best != names.index(OURS):
+        inside = block.standings(column)[names.index(OURS)] == "within"
+        words += f". {OURS} is {'within' if inside else 'not within'} the spread of the best"
+    return words + "."
+
+
+def _largest(block: Block, what: str) -> str:
+    """The change that moves the Frechet distance most."""
+    whole = block.lines[0].stat(FD)
+    changed = [(line, stat) for line in block.lines if line.first.kind != "recipe" and (stat := line.stat(FD))]
+    if whole is None or not changed:
+        return f"{block.model}, {block.bits.upper()}: no {what} were measured."
+    line, stat = max(changed, key=lambda pair: abs(pair[0].change_from(block.lines[0], FD) or 0.0))
+    name, before, after = line.first.variant.rpartition(", ")[2], *(stat_text(s, FD.digits) for s in (whole, stat))
+    return (
+        f"{block.model}, {block.bits.upper()}: of {len(changed)} {what} the one that moves the Fréchet distance most "
+        f"is “{name}”: {before} becomes {after}."
+    )

@@ -1,0 +1,267 @@
+"""From rows to a module that runs: every step an operator of `kernels.triton`, every layer constants on the device.
+
+Reshapes between rows [B, P, C] and pictures [B, H, W, C] are views; weights are prepared once and shared by the graphs
+of all input shapes (`Constants`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from mezzotint.errors import KernelError, ModelError
+from mezzotint.gpu import vocabulary
+from mezzotint.kernels.contract import Weighted
+from mezzotint.kernels.triton import Operand, conv2d_operand, linear_operand
+from mezzotint.kernels.triton import attention as _attention  # noqa: F401 - defines the operators
+from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
+from mezzotint.layers.integer import IntConv2d
+
+_OPS = torch.ops.mezzotint
+_ATEN = torch.ops.aten
+_RESHAPE = _ATEN.reshape.default
+_NO_EDGES = [0, 0, 0, 0]
+
+
+class Constants:
+    """Operands of products by the layers they come from; made on first use, on the device of the layers."""
+
+    def __init__(self, layers: Mapping[str, IntLayer]) -> None:
+        self.layers = layers
+        self._made: dict[Any, Operand] = {}
+
+    def operand(self, names: tuple[str, ...], edges: tuple[int, ...], geglu: bool) -> Operand:
+        """The operand of `names` side by side."""
+        key = (names, edges, geglu)
+        if key not in self._made:
+            try:
+                self._made[key] = self._make(names, edges, geglu)
+            except KernelError as error:
+                raise KernelError(f"{', '.join(names)}: {error}; call the network without optimize") from error
+        return self._made[key]
+
+    def nbytes(self) -> int:
+        """Bytes of all operands made so far."""
+        tensors = [value for o in self._made.values() for value in (o.weight, o.multiplier, o.correction, o.bias)]
+        return sum(value.nbytes for value in tensors if value is not None)
+
+    def _make(self, names: tuple[str, ...], edges: tuple[int, ...], geglu: bool) -> Operand:
+        layers = [self.layers[name] for name in names]
+        first = layers[0]
+        if isinstance(first, IntConv2d):
+            padding = first.geometry.padding
+            own = (padding[0], padding[0], padding[1], padding[1])
+            around: Any = tuple(a + b for a, b in zip(own, edges, strict=True))
+            bias = first.bias if first.groups else None
+            return conv2d_operand(_weighted(first), bias=bias, padding=around, bits=_stored_bits(first))
+        parts = [part for layer in layers for part in _weighted(layer)]
+        return linear_operand(parts, bits=_stored_bits(first), geglu=geglu)
+
+
+def _stored_bits(layer: IntLayer) -> int:
+    assert isinstance(layer, IntWeightedLayer)
+    return 4 if layer.weight_grid.bits == 4 else 8
+
+
+def _weighted(layer: IntLayer) -> list[Weighted]:
+    """Constants of every group of input channels of `layer`; a bias where there is one group."""
+    assert isinstance(layer, IntWeightedLayer)
+    assert layer.spec.input is not None
+    weight, largest, groups = layer.weight_codes(), layer.spec.input.quant_max, layer.group_constants()
+    bias = layer.bias if len(groups) == 1 else None
+    extra: dict[str, Any] = {"geometry": layer.geometry} if isinstance(layer, IntConv2d) else {}
+    return [
+        Weighted(weight[:, slice(*channels)].contiguous(), multiplier, bias, zero_point, largest, **extra)
+        for channels, _, zero_point, multiplier in groups
+    ]
+
+
+def emit(
+    graph: fx.Graph, traced: nn.Module, network: nn.Module, constants: Constants, dtype: torch.dtype
+) -> fx.GraphModule:
+    """The module of `graph`.
+
+    Args:
+        traced: holds the attributes that `graph` names.
+        network: the quantized network; norms take their float32 weights from it.
+        dtype: of the activations between products.
+    """
+    emitter = _Emitter(traced, network, constants, dtype)
+    for node in graph.nodes:
+        emitter.write(node)
+    emitter.graph.eliminate_dead_code()
+    emitter.graph.lint()
+    return fx.GraphModule(emitter.root, emitter.graph)
+
+
+class _Emitter:
+    def __init__(self, traced: nn.Module, network: nn.Module, constants: Constants, dtype: torch.dtype) -> None:
+        self.traced, self.network, self.constants, self.dtype = traced, network, constants, dtype
+        self.root, self.graph = nn.Module(), fx.Graph()
+        self.nodes: dict[fx.Node, Any] = {}
+        self._attributes: dict[
+            int, tuple[Tensor, fx.Node]
+        ] = {}  # the tensor too: a number of one that is gone is reused
+
+    def write(self, node: fx.Node) -> None:
+        handler = _STEPS.get(node.target) if node.op == "call_function" else None
+        if handler is not None:
+            self.nodes[node] = handler(self, node)
+        elif node.op == "get_attr":
+            self.nodes[node] = self.constant(_attribute(self.traced, str(node.target)))
+        elif node.op == "output":
+            self.graph.output(fx.map_arg(node.args[0], self.nodes.__getitem__))
+        else:
+            self.nodes[node] = self.graph.node_copy(node, self.nodes.__getitem__)
+
+    def of(self, node: fx.Node | None) -> Any:
+        return None if node is None else self.nodes[node]
+
+    def constant(self, tensor: Tensor) -> fx.Node:
+        """A node that reads `tensor`, which becomes a buffer of the module."""
+        if id(tensor) not in self._attributes:
+            name = f"constant_{len(self._attributes)}"
+            self.root.register_buffer(name, tensor.detach(), persistent=False)
+            self._attributes[id(tensor)] = (tensor, self.graph.get_attr(name))
+        return self._attributes[id(tensor)][1]
+
+    def reshape(self, x: fx.Node, shape: Any) -> fx.Node:
+        return self.graph.call_function(_RESHAPE, (x, list(shape)))
+
+    def norm_weights(self, nodes: tuple[fx.Node | None, ...]) -> list[fx.Node | None]:
+        """float32 parameters of the network instead of those that were cast to trace it."""
+        found = []
+        for node in nodes:
+            if node is None:
+                found.append(None)
+                continue
+            name = str(node.target).removeprefix("network.")
+            weight = _attribute(self.network, name).detach()
+            found.append(self.constant(_kept(self._kept, name, weight.float())))
+        return found
+
+    @property
+    def _kept(self) -> dict[str, Tensor]:
+        return self.constants.__dict__.setdefault("norms", {})
+
+    def product(self, node: fx.Node) -> fx.Node:
+        x_q, residual, names, picture, edges, *grid = node.args
+        geglu = node.target is vocabulary.GEGLU_CODES
+        operand = self.constants.operand(tuple(names), tuple(edges), geglu)
+        tensors = [
+            None if value is None else self.constant(value)
+            for value in (operand.weight, operand.multiplier, operand.correction, operand.bias)
+        ]
+        window = (
+            operand.channels, operand.bits, list(operand.kernel), list(operand.stride), list(operand.padding),
+            list(operand.groups),
+        )  # fmt: skip
+        codes, added, rows = self.of(x_q), self.of(residual), node.meta["rows"]
+        moves = operand.kernel != (1, 1) or operand.stride != (1, 1)
+        if moves:
+            b, _, c = x_q.meta["rows"]
+            codes = self.reshape(codes, (b, *picture, c))
+            if added is not None:
+                added = self.reshape(added, (b, *_result(picture, operand), rows[-1]))
+        if grid:
+            y = self.graph.call_function(
+                _OPS.int8_product_codes.default, (codes, *tensors, added, *window, geglu, *grid)
+            )
+        else:
+            dtype = torch.float32 if _is_final(node) else self.dtype
+            y = self.graph.call_function(_OPS.int8_product.default, (codes, *tensors, added, *window, dtype))
+        y.meta["layers"] = tuple(names)
+        return self.reshape(y, rows) if moves else y
+
+    def codes(self, node: fx.Node) -> fx.Node:
+        x, *grid = node.args
+        return self.graph.call_function(_OPS.nhwc_codes.default, (self.of(x), None, *grid))
+
+    def group_norm(self, node: fx.Node) -> fx.Node:
+        x, second, added, weight, bias, factor, shift, *rest = node.args
+        weights, grid = self.norm_weights((weight, bias)), rest[3:]
+        given = (*map(self.of, (x, second, added)), *weights, *map(self.of, (factor, shift)), *rest[:3])
+        operator = _OPS.nhwc_group_norm_codes if grid else _OPS.nhwc_group_norm
+        return self.graph.call_function(operator.default, (*given, *grid))
+
+    def layer_norm_codes(self, node: fx.Node) -> fx.Node:
+        x, weight, bias, eps, *grid = node.args
+        given = (self.of(x), *self.norm_weights((weight, bias)), eps, *grid)
+        return self.graph.call_function(_OPS.nhwc_layer_norm_codes.default, given)
+
+    def layer_norm(self, node: fx.Node) -> fx.Node:
+        x, weight, bias, eps = node.args
+        shape = [x.meta["rows"][-1]]
+        given = (self.of(x), shape, self.of(weight), self.of(bias), eps)
+        return self.graph.call_function(_ATEN.layer_norm.default, given)
+
+    def attention(self, node: fx.Node) -> fx.Node:
+        q, k, v, _, heads, scale, *grid = node.args
+        given = (*map(self.of, (q, k, v)), heads, scale)
+        operator = _OPS.flash_attention_codes if grid else _OPS.flash_attention
+        return self.graph.call_function(operator.default, (*given, *grid))
+
+    def upsample(self, node: fx.Node) -> fx.Node:
+        x, (h, w), factor = node.args
+        b, _, c = x.meta["rows"]
+        wide = self.reshape(self.of(x), (b, h, 1, w, 1, c))
+        repeated = self.graph.call_function(_ATEN.expand.default, (wide, [b, h, factor, w, factor, c]))
+        return self.reshape(repeated, node.meta["rows"])
+
+    def pad(self, node: fx.Node) -> fx.Node:
+        x, picture, (above, below, left, right) = node.args
+        b, _, c = x.meta["rows"]
+        whole = self.reshape(self.of(x), (b, *picture, c))
+        widths = [0, 0, left, right, above, below]
+        padded = self.graph.call_function(_ATEN.constant_pad_nd.default, (whole, widths, 0.0))
+        return self.reshape(padded, node.meta["rows"])
+
+
+def _result(picture: list[int], operand: Operand) -> list[int]:
+    """H', W' of a convolution."""
+    edges = operand.padding
+    return [
+        (size + edges[2 * axis] + edges[2 * axis + 1] - operand.kernel[axis]) // operand.stride[axis] + 1
+        for axis, size in enumerate(picture)
+    ]
+
+
+def _is_final(node: fx.Node) -> bool:
+    """Whether nothing but the network's output is made of `node`."""
+    while len(node.users) == 1 and node.op != "output":
+        node = next(iter(node.users))
+        if node.op == "call_function" and node.target not in (_RESHAPE, _ATEN.permute.default):
+            return False
+    return node.op == "output"
+
+
+def _attribute(module: nn.Module, name: str) -> Tensor:
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Tensor):
+        raise ModelError(f"{name}: expected a tensor in the traced network, got {type(found).__name__}")
+    return found
+
+
+def _kept(table: dict[str, Tensor], name: str, value: Tensor) -> Tensor:
+    return table.setdefault(name, value)
+
+
+_STEPS: dict[Any, Callable[[_Emitter, fx.Node], fx.Node]] = {
+    vocabulary.CODES: _Emitter.codes,
+    vocabulary.PRODUCT: _Emitter.product,
+    vocabulary.PRODUCT_CODES: _Emitter.product,
+    vocabulary.GEGLU_CODES: _Emitter.product,
+    vocabulary.GROUP_NORM: _Emitter.group_norm,
+    vocabulary.GROUP_NORM_CODES: _Emitter.group_norm,
+    vocabulary.LAYER_NORM: _Emitter.layer_norm,
+    vocabulary.LAYER_NORM_CODES: _Emitter.layer_norm_codes,
+    vocabulary.ATTENTION: _Emitter.attention,
+    vocabulary.ATTENTION_CODES: _Emitter.attention,
+    vocabulary.UPSAMPLE: _Emitter.upsample,
+    vocabulary.PAD: _Emitter.pad,
+}

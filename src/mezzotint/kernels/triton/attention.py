@@ -1,0 +1,135 @@
+"""softmax(q k^T s) v of all heads at once, without the matrix of scores: two operators.
+
+    mezzotint::flash_attention          in the dtype of q
+    mezzotint::flash_attention_codes    the same, then equation (5) of the package: codes for the output projection
+
+    name     shape       meaning
+    q        [B, N, C]   `heads` heads of d = C / heads channels side by side; rows may lie apart (a part of q, k, v)
+    k, v     [B, M, C]
+
+Both products are of bfloat16 or float16 with float32 sums; probabilities are rounded to the dtype of v, as in every
+flash attention. The model was calibrated with 8-bit q, k, probabilities and v; products of floats are nearer to the
+float model than that. Rejected as the default: products of codes. A probability's code needs the finished sum of its
+row, so the scores are made twice, and with heads of 40 channels exponentials take the time, not products.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from mezzotint.errors import KernelError
+from mezzotint.kernels.triton import exact
+
+_OPERATORS = torch.library.Library("mezzotint", "FRAGMENT")
+_SCHEMA = "Tensor q, Tensor k, Tensor v, int heads, float scale"
+MOST_CHANNELS = 256  # of a head
+
+
+def flash_attention(
+    q: Float[Tensor, "b n c"], k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"], heads: int, scale: float
+) -> Float[Tensor, "b n c"]:
+    """softmax(q k^T scale) v for each head."""
+    return torch.ops.mezzotint.flash_attention(q, k, v, heads, scale)
+
+
+def flash_attention_codes(
+    q: Float[Tensor, "b n c"],
+    k: Float[Tensor, "b m c"],
+    v: Float[Tensor, "b m c"],
+    heads: int,
+    scale: float,
+    step: float,
+    zero_point: int,
+    largest: int = 255,
+) -> Int8[Tensor, "b n c"]:
+    """Signed codes of `flash_attention` on the grid (step, zero_point 0..255, largest), not rounded in between."""
+    return torch.ops.mezzotint.flash_attention_codes(q, k, v, heads, scale, step, zero_point, largest)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
+    b, _, c = q.shape
+    if k.shape != v.shape or k.shape[0] != b or k.shape[2] != c or c % heads:
+        shapes = [list(x.shape) for x in (q, k, v)]
+        raise KernelError(f"attention: want q [B, N, C], k and v [B, M, C], C a multiple of {heads}, got {shapes}")
+
+
+def _meta(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    _check(q, k, v, heads)
+    return q.new_empty(q.shape)
+
+
+def _codes_meta(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, step: float, zero_point: int, largest: int
+) -> Tensor:
+    _check(q, k, v, heads)
+    return q.new_empty(q.shape, dtype=torch.int8)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """In float32."""
+    _check(q, k, v, heads)
+    split = [x.float().unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """`flash_attention` in plain torch, in float32 until the end."""
+    return _attend(q, k, v, heads, scale).to(q.dtype).contiguous()
+
+
+def exact_attention_codes(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, step: float, zero_point: int, largest: int
+) -> Tensor:
+    """`flash_attention_codes` in plain torch."""
+    return exact.nhwc_codes(_attend(q, k, v, heads, scale), None, step, zero_point, largest)
+
+
+def _on_gpu(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    _check(q, k, v, heads)
+    from mezzotint.kernels.triton import flash
+
+    if refuses(q, heads) is None:
+        return flash.attend(q, k, v, heads, scale, None)
+    split = [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
+
+
+def _codes_on_gpu(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, step: float, zero_point: int, largest: int
+) -> Tensor:
+    _check(q, k, v, heads)
+    from mezzotint.kernels.triton import flash
+
+    if refuses(q, heads) is None:
+        return flash.attend(q, k, v, heads, scale, (step, zero_point, largest))
+    mixed = _on_gpu(q, k, v, heads, scale).contiguous()
+    return torch.ops.mezzotint.nhwc_codes(mixed, None, step, zero_point, largest)
+
+
+def refuses(q: Tensor, heads: int) -> str | None:
+    """Why q, k, v like `q` go to torch's own attention, or None."""
+    d = q.shape[2] // heads
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"its products are of bfloat16 and float16, got {q.dtype}"
+    if d % 8 or d > MOST_CHANNELS:
+        return f"heads have up to {MOST_CHANNELS} channels in steps of 8, got {d}"
+    return None
+
+
+for _name, _more, _shape_of, _cpu, _gpu in (
+    ("flash_attention", "", _meta, exact_attention, _on_gpu),
+    (
+        "flash_attention_codes",
+        ", float step, int zero_point, int largest",
+        _codes_meta,
+        exact_attention_codes,
+        _codes_on_gpu,
+    ),
+):
+    _OPERATORS.define(f"{_name}({_SCHEMA}{_more}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    _OPERATORS.impl(_name, _shape_of, "Meta")
+    _OPERATORS.impl(_name, _cpu, "CPU")
+    _OPERATORS.impl(_name, _gpu, "CUDA")

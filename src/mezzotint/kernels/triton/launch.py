@@ -1,0 +1,462 @@
+"""The operators on CUDA: describes a product, picks its configuration, launches. Needs Triton.
+
+`run` launches any configuration on any tensors, also on CPU tensors in Triton's interpreter, which the tests use.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mezzotint.kernels.triton import norms
+from mezzotint.kernels.triton.gathered import added_sums, gathered_product
+from mezzotint.kernels.triton.tiled import tiled_product
+from mezzotint.kernels.triton.tuning import Config, Problem, cached, candidates, shipped
+
+_EXACT: dict[str, Any] = {"enable_fp_fusion": False}  # a product and a sum stay two roundings
+
+
+@dataclass(frozen=True)
+class Product:
+    """One call: the problem and its tensors, contiguous. `grid` is (scale, zero_point, largest) of codes."""
+
+    problem: Problem
+    x_q: Tensor
+    weight: Tensor
+    multiplier: Tensor
+    correction: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    out: Tensor
+    grid: tuple[float, int, int]
+
+    @property
+    def step(self) -> tuple[float, float, int, int]:
+        """scale, its inverse rounded to float32, zero_point, largest."""
+        return step_of(*self.grid)
+
+
+def step_of(scale: float, zero_point: int, largest: int) -> tuple[float, float, int, int]:
+    """`scale` as a float32 number and 1 / scale, correctly rounded: what `epilogue.quantized` needs."""
+    step = torch.tensor(scale, dtype=torch.float32)
+    return step.item(), (1.0 / step).item(), zero_point, largest
+
+
+def int8_product(
+    x_q: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    correction: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    channels: int,
+    bits: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Equations (1) to (4) of the package."""
+    window = (channels, bits, kernel, stride, padding, groups)
+    call = describe(x_q, weight, multiplier, correction, bias, residual, *window, dtype, "float", (1.0, 0, 255))
+    run(call, configure(call))
+    return call.out
+
+
+def int8_product_codes(
+    x_q: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    correction: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    channels: int,
+    bits: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: list[int],
+    geglu: bool,
+    scale: float,
+    zero_point: int,
+    largest: int,
+) -> Tensor:
+    """Equations (1) to (3), then (5) or (6)."""
+    window = (channels, bits, kernel, stride, padding, groups)
+    kind, grid = ("geglu" if geglu else "codes"), (scale, zero_point, largest)
+    call = describe(x_q, weight, multiplier, correction, bias, residual, *window, torch.int8, kind, grid)
+    run(call, configure(call))
+    return call.out
+
+
+def describe(
+    x_q: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    correction: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    channels: int,
+    bits: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: list[int],
+    dtype: torch.dtype,
+    kind: Any,
+    grid: tuple[float, int, int],
+) -> Product:
+    """The call, with an empty result."""
+    shape = _result_shape(x_q, weight, channels, kernel, stride, padding)
+    window = kernel[0] > 1 or stride[0] > 1
+    batch, height, width = x_q.shape[:3] if window else (1, 1, x_q.numel() // channels)
+    out_height, out_width = shape[1:3] if window else (1, width)
+    if kind == "geglu":
+        shape = (*shape[:-1], shape[-1] // 2)
+    problem = Problem(
+        batch, height, width, channels, weight.shape[0], out_height, out_width, kernel[0], stride[0],
+        (padding[0], padding[1], padding[2], padding[3]), bits, tuple(groups), kind, dtype.itemsize, residual is not None,
+    )  # fmt: skip
+    out = torch.empty(shape, dtype=dtype, device=x_q.device)
+    rest = None if residual is None else residual.contiguous()
+    return Product(problem, x_q.contiguous(), weight, multiplier, correction, bias, rest, out, grid)
+
+
+def configure(call: Product) -> Config:
+    """The configuration for `call` on its device: shipped, tuned before, or the model's best."""
+    name, multiprocessors, hopper = _device(call.x_q.device)
+    key = call.problem.key
+    known = shipped(name).get(key) or cached(name).get(key)
+    specialized = hopper and call.x_q.is_cuda
+    return known or candidates(call.problem, multiprocessors, tiled=hopper, specialized=specialized)[0]
+
+
+def run(call: Product, config: Config) -> None:
+    """Fills `call.out`."""
+    if call.out.numel() == 0:
+        return
+    if config.splits == 1:
+        _launch(call, config, call.out, call.problem.kind)
+        return
+    p = call.problem
+    sums = torch.empty((config.splits, p.rows, p.outputs), dtype=torch.int32, device=call.x_q.device)
+    _launch(call, config, sums, "sums")
+    bm, bn = 16, 128
+    tiles_n = triton.cdiv(p.outputs, bn)
+    added_sums[(triton.cdiv(p.rows, bm) * tiles_n,)](
+        sums, call.out, _or(call.residual, sums), call.correction, call.multiplier, _or(call.bias, call.multiplier),
+        *call.step, p.height, p.width, p.outputs, p.out_height, p.out_width, p.rows, tiles_n, BM=bm, BN=bn,
+        **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=call.residual is not None, KIND=p.kind,
+        SPLITS=config.splits, num_warps=4, **_EXACT,
+    )  # fmt: skip
+
+
+def _launch(call: Product, config: Config, out: Tensor, kind: str) -> None:
+    {"specialized": _specialized, "tiled": _tiled, "gathered": _gathered}[config.kernel](call, config, out, kind)
+
+
+def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
+    p = call.problem
+    tb, th, tw = spatial_tile(p, config.bm)
+    flat, counts, tiles_n = _cover(p, (tb, th, tw), config)
+    tiles = math.prod(counts) * tiles_n * config.splits
+    width = 128 if out.dtype == torch.int8 else 64  # columns that the epilogue writes at once
+    piece = lambda n: min(n, width) // (2 if kind == "geglu" else 1)  # noqa: E731
+    describe_rows = lambda t, n: _rows(t, p, (tb, th, tw), config, flat, piece(n), kind)  # noqa: E731
+    first, second = _weight_boxes(call, config)
+    out1, out2 = describe_rows(out, config.bn), describe_rows(out, config.bn2 or config.bn)
+    residual1 = residual2 = out1
+    if call.residual is not None and kind != "sums":
+        residual1, residual2 = (describe_rows(call.residual, n) for n in (config.bn, config.bn2 or config.bn))
+    programs = min(tiles, _device(out.device)[1]) if config.persistent else tiles
+    tiled_product[(programs,)](
+        _picture(call.x_q, p, (tb, th, tw, config.bk)), first, second, out1, out2, residual1, residual2, call.correction,
+        call.multiplier, _or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels,
+        p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tb, TH=th, TW=tw, BK=config.bk,
+        BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None,
+        HAS_RESIDUAL=call.residual is not None, KIND=kind, FLAT=flat, BITS=p.bits, GROUPS=max(1, len(p.groups)),
+        SPLITS=config.splits, STAGES=config.stages, BAND=config.band, FLATTEN=config.persistent, PIECE=width,
+        num_warps=config.warps, num_stages=config.stages, **_EXACT,
+    )  # fmt: skip
+
+
+def _specialized(call: Product, config: Config, out: Tensor, kind: str) -> None:
+    from mezzotint.kernels.triton import boxes
+    from mezzotint.kernels.triton.specialized import specialized_product
+
+    p = call.problem
+    tile = spatial_tile(p, config.bm)
+    flat, counts, tiles_n = _cover(p, tile, config)
+    residual = call.residual if kind != "sums" else None
+    buffers = (config.bn + config.bn2) // boxes.PIECE if residual is not None else 2
+    stages = min(config.stages, boxes.most_stages(config, buffers, out.element_size(), p.bits))
+    described = boxes.describe(call, config, tile, flat, out, residual, kind)
+    tiles = math.prod(counts) * tiles_n * config.splits
+    specialized_product[(min(tiles, _device(out.device)[1]),)](
+        *described, call.correction, call.multiplier, _or(call.bias, call.multiplier), *call.step, p.height, p.width,
+        p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2], BK=config.bk, BN1=config.bn,
+        BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=residual is not None, KIND=kind,
+        FLAT=flat, SPLITS=config.splits, STAGES=stages, BAND=config.band, PIECE=boxes.PIECE, BUFFERS=buffers,
+        BITS=p.bits, num_warps=4, maxnreg=168 if p.bits == 8 else 128, **_EXACT,
+    )  # fmt: skip
+
+
+def _cover(p: Problem, tile: tuple[int, int, int], config: Config) -> tuple[bool, tuple[int, int, int], int]:
+    """Whether tiles are runs of rows of the result, how many there are along images, rows, columns; and outputs."""
+    tb, th, tw = tile
+    flat = tw == p.out_width and (tb == 1 or th == p.out_height) and p.out_height % th == 0
+    counts = (triton.cdiv(p.batch, tb), triton.cdiv(p.out_height, th), triton.cdiv(p.out_width, tw))
+    return flat or p.out_height == p.batch == 1, counts, triton.cdiv(p.outputs, config.bn + config.bn2)
+
+
+def _gathered(call: Product, config: Config, out: Tensor, kind: str) -> None:
+    p = call.problem
+    tiles_m, tiles_n = triton.cdiv(p.rows, config.bm), triton.cdiv(p.outputs, config.bn)
+    gathered_product[(tiles_m * tiles_n * config.splits,)](
+        call.x_q, call.weight, out, _or(call.residual, out), call.correction, call.multiplier,
+        _or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels, call.weight.shape[2],
+        p.groups[0] if p.groups else p.channels, p.outputs, p.out_height, p.out_width, p.rows, tiles_m, tiles_n,
+        BM=config.bm, BN=config.bn, BK=config.bk, **_window(p), HAS_BIAS=call.bias is not None,
+        HAS_RESIDUAL=call.residual is not None and kind != "sums", KIND=kind, BITS=p.bits,
+        GROUPS=max(1, len(p.groups)), SPLITS=config.splits, STAGES=config.stages, BAND=config.band,
+        num_warps=config.warps, num_stages=config.stages, **_EXACT,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """How a GroupNorm runs: `whole` in one launch, else sums of `runs` of pixels first."""
+
+    whole: bool
+    groups: int  # of one program
+    rows: int  # pixels a program loads at a time; all of them if `whole`
+    runs: int = 1
+    warps: int = 4
+
+
+def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[NormConfig]:
+    """Ways to run a GroupNorm of [batch, rows, channels], the one to take first."""
+    width, found = channels // groups, []
+    for together in (1, 2, 4, 8):
+        elements = triton.next_power_of_2(rows) * triton.next_power_of_2(width * together)
+        if groups % together == 0 and elements <= 32768 and width * together >= 8:
+            warps = max(4, min(16, elements // 2048))
+            found.append(NormConfig(True, together, triton.next_power_of_2(rows), warps=warps))
+    found.sort(key=lambda c: (batch * groups // c.groups < 64, -c.groups))
+    together = triton.next_power_of_2(groups)
+    while together > 1 and together * width > 512:
+        together //= 2
+    for warps, elements in ((4, 4096), (8, 8192)):
+        block = max(1, elements // triton.next_power_of_2(together * width))
+        blocks = -(-groups // together)
+        runs = max(1, min(64, -(-rows // block), 528 // (batch * blocks)))
+        found.append(NormConfig(False, together, block, runs, warps))
+    return found
+
+
+def nhwc_group_norm(*norm: Any) -> Tensor:
+    """GroupNorm of [x | second] + added, in the dtype of x."""
+    x, second = norm[:2]
+    return group_norm(*norm, out=_joined(x, second, x.dtype), grid=(1.0, 0, 255))
+
+
+def nhwc_group_norm_codes(*arguments: Any) -> Tensor:
+    """The same, then equation (5)."""
+    x, second = arguments[:2]
+    return group_norm(*arguments[:-3], out=_joined(x, second, torch.int8), grid=arguments[-3:])
+
+
+def group_norm(
+    x: Tensor,
+    second: Tensor | None,
+    added: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factor: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    *,
+    out: Tensor,
+    grid: tuple[float, int, int],
+    config: NormConfig | None = None,
+) -> Tensor:
+    """Fills `out`, in codes on `grid` if it is int8."""
+    batch, channels = x.shape[0], out.shape[-1]
+    rows = out.numel() // max(1, batch * channels)
+    if not out.numel():
+        return out
+    c = config or norm_configs(batch, rows, channels, groups)[0]
+    x, second, added, factor, shift = (None if t is None else t.contiguous() for t in (x, second, added, factor, shift))
+    width, first = channels // groups, x.shape[-1]
+    flags = {
+        "HAS_SECOND": second is not None, "HAS_ADDED": added is not None, "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None, "HAS_FACTOR": factor is not None, "HAS_SHIFT": shift is not None, "SILU": silu,
+        "CODES": out.dtype == torch.int8,
+    }  # fmt: skip
+    second_, added_, affine = _or(second, x), _or(added, x), [_or(t, x) for t in (weight, bias, factor, shift)]
+    sizes = (rows, first, channels - first, groups)
+    block = triton.next_power_of_2(c.groups * width)
+    if c.whole:
+        norms.group_norm_whole[(batch, groups // c.groups)](
+            x, second_, added_, *affine, out, *sizes, eps, *step_of(*grid), width=width, BM=c.rows, BC=block, BG=c.groups, **flags,
+            num_warps=c.warps,
+        )  # fmt: skip
+        return out
+    per_run = -(-rows // (c.runs * c.rows)) * c.rows
+    runs = -(-rows // per_run)
+    sums = torch.empty((batch, runs, 2, groups), dtype=torch.float32, device=x.device)
+    norms.group_sums[(runs, batch, -(-groups // c.groups))](
+        x, second_, added_, sums, *sizes, per_run, width=width, BM=c.rows, BC=block, BG=c.groups, HAS_SECOND=flags["HAS_SECOND"],
+        HAS_ADDED=flags["HAS_ADDED"], num_warps=c.warps,
+    )  # fmt: skip
+    columns = min(512, triton.next_power_of_2(channels))
+    norms.group_norm[(runs, batch, triton.cdiv(channels, columns))](
+        x, second_, added_, sums, *affine, out, *sizes, runs, eps, *step_of(*grid), per_run,
+        width=width, BM=max(1, c.rows * block // columns), BC=columns, BR=triton.next_power_of_2(runs),
+        BG=triton.next_power_of_2(groups), **flags, num_warps=c.warps,
+    )  # fmt: skip
+    return out
+
+
+def nhwc_layer_norm_codes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: float, zero_point: int, largest: int
+) -> Tensor:
+    """LayerNorm over the last axis, then equation (5)."""
+    x, out = x.contiguous(), torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    channels = x.shape[-1]
+    rows, block = x.numel() // channels, triton.next_power_of_2(channels)
+    bm = max(1, 4096 // block)
+    if rows:
+        norms.layer_norm_codes[(triton.cdiv(rows, bm),)](
+            x, _or(weight, x), _or(bias, x), out, rows, channels, eps, *step_of(scale, zero_point, largest), BM=bm,
+            BC=block, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def nhwc_geglu_codes(x: Tensor, scale: float, zero_point: int, largest: int) -> Tensor:
+    """Equation (6) of [values | gates]."""
+    x, channels = x.contiguous(), x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], channels), dtype=torch.int8, device=x.device)
+    rows, block = out.numel() // max(1, channels), min(256, triton.next_power_of_2(channels))
+    if out.numel():
+        norms.geglu_codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
+            x, out, rows, channels, *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, num_warps=4
+        )  # fmt: skip
+    return out
+
+
+def nhwc_codes(x: Tensor, second: Tensor | None, scale: float, zero_point: int, largest: int) -> Tensor:
+    """Equation (5) of [x | second]."""
+    out = _joined(x, second, torch.int8)
+    channels = out.shape[-1]
+    rows, block = out.numel() // max(1, channels), min(512, triton.next_power_of_2(channels))
+    if out.numel():
+        norms.codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
+            x.contiguous(), _or(second, x).contiguous(), out, rows, x.shape[-1], channels - x.shape[-1],
+            *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, HAS_SECOND=second is not None,
+            num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _joined(x: Tensor, second: Tensor | None, dtype: torch.dtype) -> Tensor:
+    channels = x.shape[-1] + (0 if second is None else second.shape[-1])
+    return torch.empty((*x.shape[:-1], channels), dtype=dtype, device=x.device)
+
+
+def spatial_tile(p: Problem, bm: int) -> tuple[int, int, int]:
+    """(images, rows, columns), powers of two with product `bm`, that cover the result with little waste."""
+    if p.out_height == p.batch == 1:
+        return 1, 1, bm
+    tw = min(bm, 256, _floor_power(p.out_width) if p.out_width % 8 == 0 else triton.next_power_of_2(p.out_width))
+    while p.out_width % tw and tw > 8:  # 24 columns: three tiles of 8, not one of 32
+        tw //= 2
+    th = min(bm // tw, triton.next_power_of_2(p.out_height))
+    return bm // (tw * th), th, tw
+
+
+def _floor_power(n: int) -> int:
+    return 1 << (n.bit_length() - 1)
+
+
+def _picture(x_q: Tensor, p: Problem, box: tuple[int, int, int, int]) -> TensorDescriptor:
+    tb, th, tw, bk = box
+    if p.stride == 1:
+        shape, block = [p.batch, p.height, p.width, p.channels], [tb, th, tw, bk]
+    else:
+        shape, block = [p.batch, p.height // 2, 2, p.width // 2, 2 * p.channels], [tb, th, 1, tw, bk]
+    return TensorDescriptor(x_q, shape, _strides(shape), block)
+
+
+def _weight_boxes(call: Product, config: Config) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """Of the first BN1 and the next BN2 outputs; of a split shortcut, of the first and the second group."""
+    p, weight = call.problem, call.weight
+    box = lambda t, n: TensorDescriptor(t, list(t.shape), list(t.stride()), [n, 1, config.bk * p.bits // 8])  # noqa: E731
+    if not p.groups:
+        return box(weight, config.bn), box(weight, config.bn2 or config.bn)
+    cut = p.groups[0] * p.bits // 8
+    return box(weight[:, :, :cut], config.bn), box(weight[:, :, cut:], config.bn)
+
+
+def _rows(
+    t: Tensor, p: Problem, tile: tuple[int, int, int], config: Config, flat: bool, piece: int, kind: str
+) -> TensorDescriptor:
+    """Descriptor of a result: rows by columns, or pictures; of sums with an axis for the splits before."""
+    outputs = p.outputs // 2 if kind == "geglu" else p.outputs
+    shape, box = ([p.rows, outputs], [config.bm, piece]) if flat else (
+        [p.batch, p.out_height, p.out_width, outputs], [*tile, piece]
+    )  # fmt: skip
+    if kind == "sums":
+        shape, box = [config.splits, *shape], [1, *box]
+    return TensorDescriptor(t, shape, _strides(shape), box)
+
+
+def _strides(shape: list[int]) -> list[int]:
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def _window(p: Problem) -> dict[str, Any]:
+    return {
+        "KERNEL": p.kernel,
+        "STRIDE": p.stride,
+        "PAD_TOP": p.padding[0],
+        "PAD_LEFT": p.padding[2],
+        "HAS_EDGES": p.edges,
+    }
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """A kernel's pointer must be some tensor, also where it is not read."""
+    return other if tensor is None else tensor
+
+
+def _result_shape(
+    x_q: Tensor, weight: Tensor, channels: int, kernel: list[int], stride: list[int], padding: list[int]
+) -> tuple[int, ...]:
+    from mezzotint.kernels.triton.operators import result_shape
+
+    return result_shape(x_q.shape, weight.shape, channels, kernel, stride, padding)
+
+
+_DEVICES: dict[torch.device, tuple[str, int, bool]] = {}
+
+
+def _device(device: torch.device) -> tuple[str, int, bool]:
+    """Name, multiprocessors, and whether it has the copy engine and wgmma (Hopper)."""
+    if device not in _DEVICES:
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            _DEVICES[device] = (properties.name, properties.multi_processor_count, properties.major >= 9)
+        else:
+            _DEVICES[device] = (device.type, 4, True)  # Triton's interpreter
+    return _DEVICES[device]

@@ -1,0 +1,262 @@
+"""Products whose tiles the copy engine fetches (Hopper): int8 convolution as an implicit matrix product, and linear.
+
+A linear product is a convolution with one tap of a picture [1, 1, M, K]. For every block of channels of every tap,
+
+    a = x[b0 : b0+TB, h0+dh : h0+dh+TH, w0+dw : w0+dw+TW, c : c+BK]        one box of the tensor descriptor      (1)
+    acc += a @ weight[n0 : n0+BN, tap, c : c+BK].T                          wgmma, int32
+
+What of (1) lies outside the picture, or beyond the last channel, arrives as zeros: no padding pass, no masks. With
+stride 2 the picture is seen as [B, H/2, 2, W/2, 2*C], so that every second pixel is a box too.
+
+A tile is BM = TB*TH*TW positions by BN1 + BN2 outputs. Blocks are powers of two and widths of diffusion UNets are
+multiples of 320: 256 + 64 outputs share one `a`. K may be cut in SPLITS runs, whose int32 sums `gathered.added_sums` adds.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mezzotint.kernels.triton.epilogue import correct_cases, finish, nibbles, scaled
+
+
+COUNTS = ("zero_point", "largest", "height", "width", "tiles_b", "tiles_h", "tiles_w", "tiles_n")  # one kernel for all values
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def tiled_product(
+    x,  # descriptor [B, H, W, C] int8, or [B, H/2, 2, W/2, 2C] with stride 2
+    weight1,  # descriptor [O, T, C] int8 (or [O, T, C'/2] with two codes a byte), box of BN1
+    weight2,  # the same, box of BN2; with GROUPS == 2 the second group's, box of BN1
+    out1,  # descriptor of the result [M, O] (FLAT) or [B, H', W', O]; of sums, one axis for the splits before
+    out2,
+    residual1,  # the same of the residual, or anything
+    residual2,
+    correction,  # int32 [G, 16, O]
+    multiplier,  # float32 [G, O]
+    bias,  # float32 [O] or anything
+    step,  # float32: scale of the codes
+    inverse,  # float32: 1 / scale
+    zero_point,
+    largest,
+    height,  # of the picture
+    width,
+    channels,
+    boundary,  # channels of the first group
+    outputs,
+    tiles_b,
+    tiles_h,
+    tiles_w,
+    tiles_n,
+    TB: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    BK: tl.constexpr,
+    BN1: tl.constexpr,
+    BN2: tl.constexpr,
+    KERNEL: tl.constexpr,  # 1 or 3
+    STRIDE: tl.constexpr,
+    PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+    HAS_EDGES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    KIND: tl.constexpr,  # "float", "codes", "geglu" or "sums"
+    FLAT: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
+    BAND: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PIECE: tl.constexpr,  # columns that the epilogue writes at once
+):
+    BM: tl.constexpr = TB * TH * TW
+    BYTES: tl.constexpr = BK * BITS // 8
+    tiles_m = tiles_b * tiles_h * tiles_w
+    tiles = tiles_m * tiles_n * SPLITS
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+        split = tile % SPLITS
+        tile_m, tile_n = place(tile // SPLITS, tiles_m, tiles_n, BAND)
+        b0 = tile_m // (tiles_h * tiles_w) * TB
+        h0 = tile_m // tiles_w % tiles_h * TH
+        w0 = tile_m % tiles_w * TW
+        n0 = tile_n * (BN1 + BN2)
+        blocks = tl.cdiv(boundary if GROUPS == 2 else channels, BK)
+        steps = KERNEL * KERNEL * blocks
+        acc1 = tl.zeros((BM, BN1), tl.int32)
+        acc2 = tl.zeros((BM, BN2 if BN2 > 0 else 16), tl.int32)
+        for k in tl.range(steps * split // SPLITS, steps * (split + 1) // SPLITS, num_stages=STAGES):
+            tap = k // blocks
+            block = k % blocks
+            a = tl.reshape(
+                _box(x, b0, h0, w0, tap, block * BK, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK)
+            )
+            w1 = tl.reshape(weight1.load([n0, tap, block * BYTES]), (BN1, BYTES))
+            if BITS == 4:
+                w1 = nibbles(w1, BN1, BK)
+            acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)
+            if BN2 > 0:
+                w2 = tl.reshape(weight2.load([n0 + BN1, tap, block * BYTES]), (BN2, BYTES))
+                if BITS == 4:
+                    w2 = nibbles(w2, BN2, BK)
+                acc2 = tl.dot(a, w2.T, acc2, out_dtype=tl.int32)
+        p = tl.arange(0, BM)
+        h = h0 + p // TW % TH
+        w = w0 + p % TW
+        if KIND == "sums":  # of one of the splits: the kernel that adds them finishes
+            _store_sums(acc1, out1, split, tile_m * BM, b0, h0, w0, n0, BM, BN1, TB, TH, TW, FLAT)
+            if BN2 > 0:
+                _store_sums(acc2, out2, split, tile_m * BM, b0, h0, w0, n0 + BN1, BM, BN2, TB, TH, TW, FLAT)
+        elif GROUPS == 2:
+            y1 = _corrected(
+                acc1, n0, h0, h, w, correction, multiplier, height, width, outputs, BN1, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+                HAS_EDGES, False, TH,
+            )  # fmt: skip
+            acc1 = tl.zeros((BM, BN1), tl.int32)
+            blocks = tl.cdiv(channels - boundary, BK)
+            for k in tl.range(0, KERNEL * KERNEL * blocks, num_stages=STAGES):
+                tap = k // blocks
+                block = k % blocks
+                at = boundary + block * BK
+                a = tl.reshape(_box(x, b0, h0, w0, tap, at, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK))
+                w1 = tl.reshape(weight2.load([n0, tap, block * BYTES]), (BN1, BYTES))
+                if BITS == 4:
+                    w1 = nibbles(w1, BN1, BK)
+                acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)
+            y1 += _corrected(
+                acc1, n0, h0, h, w, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1, KERNEL,
+                STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, False, TH,
+            )  # fmt: skip
+            _write(
+                y1, n0, tile_m * BM, b0, h0, w0, h, w, out1, residual1, correction, multiplier, bias, step, inverse,
+                zero_point, largest, height, width, outputs, BM, BN1, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+                HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+            )  # fmt: skip
+        else:
+            _write(
+                acc1, n0, tile_m * BM, b0, h0, w0, h, w, out1, residual1, correction, multiplier, bias, step, inverse,
+                zero_point, largest, height, width, outputs, BM, BN1, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+                HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+            )  # fmt: skip
+            if BN2 > 0:
+                _write(
+                    acc2, n0 + BN1, tile_m * BM, b0, h0, w0, h, w, out2, residual2, correction, multiplier, bias, step,
+                    inverse, zero_point, largest, height, width, outputs, BM, BN2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP,
+                    PAD_LEFT, HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+                )  # fmt: skip
+
+
+@triton.jit
+def place(tile, tiles_m, tiles_n, BAND: tl.constexpr):
+    """(tile_m, tile_n): BAND rows of tiles together, so that what runs at one time reads few rows and columns."""
+    per_band = BAND * tiles_n
+    start = tile // per_band * BAND
+    size = tl.minimum(tiles_m - start, BAND)
+    within = tile % per_band
+    return start + within % size, within // size
+
+
+@triton.jit
+def _box(
+    x, b0, h0, w0, tap, c, channels, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+):  # fmt: skip
+    """The box (1) of one tap."""
+    dh = tap // KERNEL - PAD_TOP
+    dw = tap % KERNEL - PAD_LEFT
+    if STRIDE == 1:
+        return x.load([b0, h0 + dh, w0 + dw, c])
+    else:
+        return x.load([b0, h0 + (dh >> 1), dh & 1, w0 + (dw >> 1), (dw & 1) * channels + c])
+
+
+@triton.jit
+def _corrected(
+    acc, n0, h0, h, w, correction, multiplier, height, width, outputs, BN: tl.constexpr, KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr, BARE: tl.constexpr,
+    TH: tl.constexpr,
+):  # fmt: skip
+    """float32 (acc + correction) * multiplier, or the int32 sum (BARE)."""
+    n = n0 + tl.arange(0, BN)
+    acc = acc + tl.load(correction + n, mask=n < outputs, other=0)[None, :]
+    if HAS_EDGES:
+        acc = correct_cases(
+            acc, correction, n, outputs, h, w, h0, height, width, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, TH
+        )
+    if BARE:
+        return acc
+    else:
+        return scaled(acc, n, multiplier, outputs)
+
+
+@triton.jit
+def _store_sums(
+    acc, out, split, m0, b0, h0, w0, n0, BM: tl.constexpr, BN: tl.constexpr, TB: tl.constexpr, TH: tl.constexpr,
+    TW: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    if BN > 64:
+        left, right = _halves(acc, BM, BN)
+        _store_sums(left, out, split, m0, b0, h0, w0, n0, BM, BN // 2, TB, TH, TW, FLAT)
+        _store_sums(right, out, split, m0, b0, h0, w0, n0 + BN // 2, BM, BN // 2, TB, TH, TW, FLAT)
+    else:
+        if FLAT:
+            out.store([split, m0, n0], tl.reshape(acc, (1, BM, BN)))
+        else:
+            out.store([split, b0, h0, w0, n0], tl.reshape(acc, (1, TB, TH, TW, BN)))
+
+
+@triton.jit
+def _halves(acc, BM: tl.constexpr, BN: tl.constexpr):
+    """The left and the right half of the columns, without moving a register."""
+    return tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _write(
+    acc, n0, m0, b0, h0, w0, h, w, out, residual, correction, multiplier, bias, step, inverse, zero_point, largest,
+    height, width, outputs, BM: tl.constexpr, BN: tl.constexpr, TB: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KIND: tl.constexpr, FLAT: tl.constexpr,
+    PIECE: tl.constexpr,
+):  # fmt: skip
+    """Epilogue of int32 sums, or of float32 ones that are scaled already, PIECE columns at a time: fewer registers."""
+    if BN > PIECE:
+        left, right = _halves(acc, BM, BN)
+        _write(
+            left, n0, m0, b0, h0, w0, h, w, out, residual, correction, multiplier, bias, step, inverse, zero_point,
+            largest, height, width, outputs, BM, BN // 2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES,
+            HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+        )  # fmt: skip
+        _write(
+            right, n0 + BN // 2, m0, b0, h0, w0, h, w, out, residual, correction, multiplier, bias, step, inverse,
+            zero_point, largest, height, width, outputs, BM, BN // 2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+            HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+        )  # fmt: skip
+    else:
+        WIDTH: tl.constexpr = BN // 2 if KIND == "geglu" else BN
+        at = n0 // 2 if KIND == "geglu" else n0
+        if acc.dtype == tl.int32:
+            y = _corrected(
+                acc, n0, h0, h, w, correction, multiplier, height, width, outputs, BN, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+                HAS_EDGES, out.dtype == tl.int32, TH,
+            )  # fmt: skip
+        else:
+            y = acc
+        if out.dtype != tl.int32:
+            if HAS_RESIDUAL:
+                if FLAT:
+                    extra = residual.load([m0, at])
+                else:
+                    extra = tl.reshape(residual.load([b0, h0, w0, at]), (BM, WIDTH))
+            else:
+                extra = y
+            n = n0 + tl.arange(0, BN)
+            y = finish(
+                y, extra, n, bias, step, inverse, zero_point, largest, outputs, BM, BN, HAS_BIAS, HAS_RESIDUAL, KIND,
+                out.dtype,
+            )  # fmt: skip
+        if FLAT:
+            out.store([m0, at], y)
+        else:
+            out.store([b0, h0, w0, at], tl.reshape(y, (TB, TH, TW, WIDTH)))

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmark_rows import make_row
+from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.table import (
+    FD,
+    PSNR,
+    SECONDS,
+    Stat,
+    columns_of,
+    effect_blocks,
+    recipe_blocks,
+    score_column,
+    within_spread,
+)
+from mezzotint.benchmark.verdict import verdict
+
+
+def score(name: str, value: float) -> dict[str, object]:
+    return {"name": name, "value": value, "low": value - 1, "high": value + 1, "count": 5000, "features": "f"}
+
+
+def test_seeds_become_mean_and_spread(rows: list[Row]) -> None:
+    block = next(block for block in recipe_blocks(rows) if block.bits == "w4a8")
+    assert [line.name for line in block.lines] == ["nearest", "eda-dm", "eda-dm-official"]
+    stat = block.lines[1].stat(FD)
+    assert stat is not None
+    assert (stat.count, stat.interval) == (3, None)
+    assert stat.mean == pytest.approx(1.3)
+    assert stat.spread == pytest.approx(math.sqrt((0.01 + 0 + 0.01) / 2))
+    alone = block.lines[2].stat(FD)
+    assert alone == Stat(18.0, None, 1, (17.9, 18.1))
+
+
+def test_settings_run_from_many_bits_to_few(rows: list[Row]) -> None:
+    more = [make_row(bits=bits) for bits in ("w4a4", "w4a32", "w8a8")]
+    assert [block.bits for block in recipe_blocks([*more, *rows])] == ["w8a8", "w4a32", "w4a8", "w4a4"]
+
+
+def test_cells_of_another_effort_are_other_lines() -> None:
+    rows = [make_row(seed=1), make_row(seed=2), make_row(seed=1, iters=9), make_row(seed=1, samples=6)]
+    blocks = recipe_blocks(rows)
+    assert [len(block.lines) for block in blocks] == [1, 2]
+    assert sorted(len(line.rows) for block in blocks for line in block.lines) == [1, 1, 2]
+
+
+def test_best_and_within_the_spread(rows: list[Row]) -> None:
+    block = next(block for block in recipe_blocks(rows) if block.bits == "w4a8")
+    assert block.standings(FD) == ["", "best", ""]
+    assert block.standings(PSNR).count("best") == 1
+    assert block.standings(SECONDS) == ["", "", ""]
+
+
+def test_within_spread_needs_a_spread_or_an_interval() -> None:
+    assert within_spread(Stat(1.0, 0.3, 3, None), Stat(1.2, 0.1, 3, None))
+    assert not within_spread(Stat(1.0, 0.1, 3, None), Stat(1.2, 0.1, 3, None))
+    assert within_spread(Stat(1.0, None, 1, (0.7, 1.3)), Stat(1.2, None, 1, None))
+    assert within_spread(Stat(1.2, None, 1, None), Stat(1.0, None, 1, (0.7, 1.3)))
+    assert not within_spread(Stat(1.0, None, 1, None), Stat(1.0001, None, 1, None))
+
+
+def test_scores_become_columns_that_know_what_is_better() -> None:
+    rows = [
+        make_row("nearest", scores=[score("FID", 9.0), score("FID to float", 4.0)], float_scores=[score("FID", 8.0)]),
+        make_row("eda-dm", scores=[score("FID", 7.0), score("precision", 0.5)]),
+    ]
+    titles = [column.title for column in columns_of(rows)]
+    assert titles[-4:] == ["FID", "FID to float", "precision", "calibration"]
+    fid, precision = score_column("FID"), score_column("precision")
+    assert (fid.better, score_column("FID to float").better, precision.better) == ("lower", "lower", "higher")
+    (block,) = recipe_blocks(rows)
+    assert block.best(fid) == 1
+    assert block.best(precision) is None  # one line alone has it
+    assert fid.floating(rows[0]) == 8.0
+
+
+def test_changes_stand_under_the_whole_recipe(rows: list[Row]) -> None:
+    (block,) = effect_blocks(rows, "difference")
+    assert [line.name for line in block.lines] == ["eda-dm", "eda-dm (symmetric)", "eda-dm-official"]
+    (block,) = effect_blocks(rows, "ablation")
+    assert [line.name for line in block.lines] == ["eda-dm", "eda-dm (no FBR)"]
+    assert effect_blocks([row for row in rows if row.recipe != "eda-dm" or row.variant], "ablation") == []
+
+
+def test_verdict_names_the_best_and_where_ours_stands(rows: list[Row]) -> None:
+    found = verdict(rows)
+    assert found.headline == "eda-dm is closest to the float model in 2 of 2 settings."
+    text = " ".join(found.sentences)
+    assert "W4A8, FD to the float model: best is eda-dm 1.30 ± 0.10, then eda-dm-official 18.00 [17.90, 18.10]" in text
+    assert "“symmetric”: 1.30 ± 0.10 becomes 2.50" in text
+
+
+@pytest.mark.parametrize(
+    ("fd", "headline", "words"),
+    [
+        (
+            1.05,
+            "in none of 1 setting, but within the spread of the closest in 1.",
+            "eda-dm is within the spread of the best",
+        ),
+        (3.0, "in none of 1 setting.", "eda-dm is not within the spread of the best"),
+    ],
+)
+def test_verdict_says_when_ours_is_not_the_best(fd: float, headline: str, words: str) -> None:
+    rows = [make_row("q-diffusion", fd=1.0), make_row("tfmq-dm", fd=1.01), make_row(fd=fd)]
+    found = verdict(rows)
+    assert found.headline == f"eda-dm is closest to the float model {headline}"
+    assert f"is number 3 of 3. {words}" in found.sentences[0]
+
+
+def test_verdict_of_one_recipe_claims_nothing() -> None:
+    assert verdict([make_row("nearest")]).headline == "1 cell, no recipe beside eda-dm to compare it with."

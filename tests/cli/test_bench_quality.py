@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark_rows import make_row
+from mezzotint.benchmark.rows import RowFile
+from mezzotint.cli.app import run
+from mezzotint.cli.bench_quality import summary
+from tiny import tiny_pipeline
+
+QUICK = ["--samples", "2", "--steps", "2", "--calib-size", "2", "--set", "ranges.candidates=2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bench-quality") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_table_from_nothing(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench-quality", "-m", model, "--recipes", "nearest", "--bits", "w8a8,w4a8", "-o", str(tmp_path / "t")]
+    words += ["--set", "drift_trajectories=0", *QUICK, "--json"]
+    assert run([*words, "--budget", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "not run, no time left: tiny w8a8 nearest seed 1234" in said
+    assert "holds no finished cell" in said
+    assert run(words) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["left"] == []
+    assert result["verdict"] == ["2 cells, no recipe beside eda-dm to compare it with."]
+    assert all(Path(file).is_file() for file in result["files"])
+    assert "tiny w4a8 nearest seed 1234: SQNR" in err
+    rows = RowFile(tmp_path / "t").read()
+    assert [row.bits for row in rows] == ["w8a8", "w4a8"]
+    assert {row.calib_size for row in rows} == {2}
+    assert run(["bench-quality", "--render", "-o", str(tmp_path / "t")]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("nearest", "W8A8", "2 cells", "not run"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--recipes", "nearest,nearest"], "--recipes 'nearest,nearest': nearest named twice"),
+        (["--recipes", "nearst"], "no recipe 'nearst' (did you mean 'nearest'?)"),
+        (["--set", "iters"], "--set 'iters': write PART.OPTION=VALUE"),
+        (["--set", "ranges.nrm=3"], "no option 'ranges.nrm'"),
+        (["--seeds", "1,1"], "--seeds '1,1': 1 of them are named twice"),
+        (["--metrics", "fdi"], "metrics: expected some of fid"),
+        (["--reference", "nowhere", "--metrics", "fid"], "nowhere: no such reference"),
+    ],
+)
+def test_wrong_words_are_said_on_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
+    assert run(["bench-quality", "-m", model, "-o", str(tmp_path / "t"), *QUICK, *words]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert complaint in said[-1]
+    assert not (tmp_path / "t" / "rows.jsonl").exists()
+
+
+def test_a_finished_cell_on_one_line() -> None:
+    row = make_row(scores=[{"name": "FID", "value": 9.5}], seconds={"calibrate": 30.4, "sample": 9.6, "compare": 1.0})
+    assert summary(row) == (
+        "emoji w4a8 eda-dm seed 1: SQNR 29.00 dB, PSNR pooled 24.50 mean 27.25 dB, FD 1.250, to training 70.500 "
+        "(70.000), FID 9.500; seconds: calibrate 30 sample 10 compare 1, 1.50 ms an iteration"
+    )
