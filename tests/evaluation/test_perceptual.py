@@ -11,6 +11,7 @@ import torch
 from metric_cases import FIXTURE, alexnet_state, pictures
 from mezzotint.errors import ConfigError, MissingExtraError, WeightsError
 from mezzotint.evaluation import perceptual
+from mezzotint.evaluation.evaluate import compare_pairs
 from mezzotint.evaluation.images import from_uint8
 from mezzotint.evaluation.perceptual import Lpips, load_lpips, lpips_at_hand, lpips_per_image
 from mezzotint.evaluation.weights import WEIGHTS
@@ -66,3 +67,11 @@ def test_missing_pieces_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(perceptual, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'mezzotint\[metrics\]'"):
         load_lpips(tmp_path / "other.pth")
+
+
+def test_a_comparison_has_it_where_it_can(network: Lpips, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = from_uint8(pictures())
+    monkeypatch.setattr("mezzotint.evaluation.evaluate.lpips_at_hand", lambda *_: network)
+    found = compare_pairs(x, x.flip(0), resamples=2).lpips
+    assert found is not None
+    assert found.value == pytest.approx(float(lpips_per_image(x, x.flip(0), network).mean()), rel=1e-5)

@@ -1,0 +1,71 @@
+"""Flash attention against attention with all scores, in Triton's interpreter: odd sizes, parts of wider rows, codes."""
+
+from __future__ import annotations
+
+import interpreted  # noqa: F401 - first
+import pytest
+import torch
+from torch import Tensor
+
+from mezzotint.errors import KernelError
+from mezzotint.kernels.triton.attention import flash_attention, flash_attention_codes, refuses
+from mezzotint.kernels.triton.flash import Tile, attend, pieces, tile_of
+
+GRID = (0.02, 100, 255)
+SHAPES = [(1, 40, 40, 2, 40), (2, 33, 77, 2, 8), (1, 17, 20, 1, 80), (1, 16, 48, 1, 160), (2, 20, 9, 2, 64)]
+
+
+def operands(batch: int, queries: int, keys: int, heads: int, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """float16 q, k, v; q and k are parts of wider rows."""
+    generator, c = torch.Generator().manual_seed(0), heads * head
+    wide = torch.randn(batch, max(queries, keys), 3 * c, generator=generator).half()
+    return wide[:, :queries, :c], wide[:, :keys, c : 2 * c], torch.randn(batch, keys, c, generator=generator).half()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tile", [Tile(32, 32, 4, 2), Tile(16, 16, 4, 2)])
+def test_equals_attention_with_all_scores(shape: tuple[int, int, int, int, int], tile: Tile) -> None:
+    q, k, v = operands(*shape)
+    heads, head = shape[3:]
+    expected = flash_attention(q.float(), k.float(), v.float(), heads, 0.3)
+    rounding = 2.0**-10 * v.abs().max().item()  # of probabilities and of the result to float16
+    result = attend(q, k, v, heads, 0.3, None, tile)
+    assert (result.float() - expected).abs().max() < 2 * rounding
+    codes = attend(q, k, v, heads, 0.3, GRID, tile)
+    assert codes.dtype == torch.int8
+    points = (codes.float() + 128 - GRID[1]) * GRID[0]
+    assert (points - expected.clamp(-GRID[1] * GRID[0], (255 - GRID[1]) * GRID[0])).abs().max() < GRID[0] / 2 + rounding
+
+
+def test_cutting_heads_changes_nothing() -> None:
+    q, k, v = operands(1, 24, 24, 1, 40)
+    cut, whole = (attend(q, k, v, 1, 0.2, GRID, Tile(32, 32, 4, 2), cut) for cut in ((32, 16), (64, 0)))
+    torch.testing.assert_close(cut, whole, atol=1, rtol=0)
+
+
+def test_large_scores_neither_overflow_nor_vanish() -> None:
+    q, k, v = operands(1, 16, 40, 1, 16)
+    result = attend(q * 100, k * 100, v, 1, 1.0, None, Tile(16, 16, 4, 2))
+    assert torch.isfinite(result).all()
+    best = (q.float() @ k.float().mT).argmax(-1)[0]
+    torch.testing.assert_close(result[0], v[0, best])
+
+
+@pytest.mark.parametrize("head", range(8, 257, 8))
+def test_pieces_cover_a_head_with_little_waste(head: int) -> None:
+    first, second = pieces(head)
+    assert all(size == 0 or (size >= 16 and size & (size - 1) == 0) for size in (first, second))
+    assert head <= first + second <= max(16, 2 * head - 1)
+    assert tile_of(head, 4096, 4096).queries == 128
+
+
+def test_operators_agree_with_each_other_and_refuse_other_shapes() -> None:
+    q, k, v = operands(1, 8, 8, 2, 8)
+    y = flash_attention(q, k, v, 2, 0.4)
+    assert y.dtype == torch.float16
+    points = (flash_attention_codes(q, k, v, 2, 0.4, *GRID).float() + 128 - GRID[1]) * GRID[0]
+    assert (points - y.float()).abs().max() < 0.52 * GRID[0]
+    with pytest.raises(KernelError, match="C a multiple of 3"):
+        flash_attention(q, k, v, 3, 0.4)
+    assert "got torch.float32" in str(refuses(q.float(), 2))
+    assert "in steps of 8, got 4" in str(refuses(q, 4))

@@ -1,0 +1,185 @@
+"""Promises of the Triton kernels, collected by `test_triton.py`: in Triton's interpreter on a CPU, or on a GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from mezzotint.kernels.contract import Geometry, Weighted
+from mezzotint.kernels.triton import Operand, conv2d_operand, exact, launch, linear_operand
+from mezzotint.kernels.triton.tuning import Config, refuses_specialized, refuses_tiled
+
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+DEVICE = "cpu" if INTERPRETED else "cuda"
+GRID = (0.37, 117, 255)
+_patch = interpreter._patch_lang_tensor
+
+
+def _patch_with_numpy_24(tensor: Any, scope: Any) -> None:
+    """Triton 3.6 turns arrays of one element into numbers by int(), which numpy refuses from 2.4 on."""
+    _patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_with_numpy_24
+
+KERNELS = [
+    Config("tiled", 32, 32, 32, 16, 4, 2),
+    Config("tiled", 32, 16, 32, 0, 4, 2, splits=2, persistent=True),
+    Config("gathered", 32, 16, 32, 0, 4, 2),
+    Config("gathered", 16, 32, 32, 0, 4, 2, splits=2),
+]
+ON_GPU = [
+    Config("specialized", 128, 256, 64, 64, 4, 3, persistent=True),
+    Config("specialized", 128, 64, 64, 0, 4, 4, splits=3, persistent=True),
+    Config("tiled", 128, 128, 64, 0, 8, 3, persistent=True),
+    Config("gathered", 64, 64, 64, 0, 4, 3, splits=2),
+]
+CONFIGS = KERNELS if INTERPRETED else ON_GPU
+SHAPES = [  # batch, height, width, channels, outputs, kernel, stride, bits
+    (2, 4, 4, 32, 24, 3, 1, 8),
+    (1, 6, 8, 48, 16, 3, 2, 4),
+    (3, 5, 3, 16, 40, 3, 1, 4),
+    (1, 7, 9, 5, 3, 3, 2, 8),
+    (1, 1, 37, 64, 48, 1, 1, 8),
+]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weighted(outputs: int, shape: tuple[int, ...], bits: int, zero_point: int, **more: Any) -> Weighted:
+    g, size = generator(outputs), 2 ** (bits - 1)
+    weight = torch.randint(-size, size, (outputs, *shape), generator=g).to(DEVICE, torch.int8)
+    multiplier, bias = torch.rand(outputs, generator=g) * 0.01, torch.randn(outputs, generator=g)
+    return Weighted(weight, multiplier.to(DEVICE), bias.to(DEVICE), zero_point, **more)
+
+
+def convolution(shape: tuple[int, ...]) -> tuple[torch.Tensor, Operand]:
+    b, h, w, c, o, k, s, bits = shape
+    part = weighted(o, (c, k, k), bits, 37, geometry=Geometry((s, s), (k // 2, k // 2)))
+    x_q = torch.randint(-128, 128, (b, h, w, c), generator=generator(c)).to(DEVICE, torch.int8)
+    return x_q, conv2d_operand([part], bits=bits)
+
+
+def call(
+    x_q: torch.Tensor,
+    operand: Operand,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "float",
+    residual: torch.Tensor | None = None,
+) -> tuple[launch.Product, torch.Tensor]:
+    """The call with a poisoned result, and what it must become."""
+    constants = (operand.weight, operand.multiplier, operand.correction, operand.bias, residual)
+    window = (operand.channels, operand.bits, *map(list, (operand.kernel, operand.stride, operand.padding)))
+    described = launch.describe(x_q, *constants, *window, list(operand.groups), dtype, kind, GRID)
+    described.out.fill_(77)
+    if kind == "float":
+        return described, exact.int8_product(x_q, *constants, *window, list(operand.groups), dtype)
+    expected = exact.int8_product_codes(x_q, *constants, *window, list(operand.groups), kind == "geglu", *GRID)
+    return described, expected
+
+
+def refused(config: Config, product: launch.Product) -> bool:
+    refuses = {"tiled": refuses_tiled, "specialized": refuses_specialized}.get(config.kernel)
+    return bool(refuses and refuses(product.problem)) or (
+        config.kernel == "tiled" and config.bn2 > 0 and product.problem.bits == 4 and not INTERPRETED
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("extreme", [False, True])
+def test_accumulators_are_exact(shape: tuple[int, ...], config: Config, extreme: bool) -> None:
+    x_q, operand = convolution(shape)
+    if extreme:
+        x_q.fill_(-128)
+        operand.weight.fill_(-128 if operand.bits == 8 else 0x88)
+    product, expected = call(x_q, operand, torch.int32)
+    if refused(config, product):
+        pytest.skip("not this kernel's")
+    launch.run(product, config)
+    assert torch.equal(product.out, expected)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("kind", ["float", "codes"])
+def test_epilogues_are_rounded_like_the_reference(config: Config, kind: str) -> None:
+    x_q, operand = convolution(SHAPES[0])
+    residual = torch.randn(2, 4, 4, 24, generator=generator(3)).to(DEVICE, torch.float16)
+    for more in (None, residual):
+        product, expected = call(x_q, operand, torch.float32 if kind == "float" else torch.int8, kind, more)
+        if kind == "codes" and config.kernel != "gathered":  # 24 codes are no multiple of 16 bytes
+            continue
+        launch.run(product, config)
+        assert torch.equal(product.out, expected)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_geglu_differs_by_the_error_function_only(config: Config) -> None:
+    x_q = torch.randint(-128, 128, (37, 64), generator=generator(1)).to(DEVICE, torch.int8)
+    operand = linear_operand([weighted(64, (64,), 8, 99)], geglu=True)
+    product, expected = call(x_q, operand, torch.int8, "geglu")
+    launch.run(product, config)
+    difference = (product.out.int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.kernel != "specialized" and not c.bn2 and c.splits == 1])
+def test_groups_of_a_split_shortcut_are_added_in_order(config: Config) -> None:
+    parts = [weighted(32, (64, 1, 1), 8, 3), weighted(32, (32, 1, 1), 8, 200)]
+    parts = [Weighted(p.weight_q, p.multiplier, None, p.x_zero_point) for p in parts]
+    operand = conv2d_operand(parts, bias=torch.linspace(-1, 1, 32, device=DEVICE))
+    x_q = torch.randint(-128, 128, (2, 4, 4, 96), generator=generator(5)).to(DEVICE, torch.int8)
+    product, expected = call(x_q, operand)
+    launch.run(product, config)
+    assert torch.equal(product.out, expected)
+
+
+def norm_case(batch: int, rows: int, channels: int, second: int, affine: bool) -> tuple[Any, ...]:
+    g, every = generator(rows), channels + second
+    draw = lambda *shape: torch.randn(shape, generator=g).to(DEVICE)  # noqa: E731
+    x, more = draw(batch, rows, channels) * 3 + 50, draw(batch, rows, second) if second else None
+    scales = (draw(batch, every), draw(batch, every)) if affine else (None, None)
+    return (x, more, draw(batch, every), draw(every), draw(every), *scales, 4, 1e-5, affine)
+
+
+@pytest.mark.parametrize("case", [(2, 16, 20, 0, True), (1, 9, 16, 24, False), (2, 70, 40, 0, True)], ids=str)
+def test_group_norm(case: tuple[Any, ...]) -> None:
+    norm = norm_case(*case)
+    expected, codes = exact.nhwc_group_norm(*norm), exact.nhwc_group_norm_codes(*norm, 0.05, 100, 255)
+    configs = launch.norm_configs(case[0], case[1], case[2] + case[3], 4)
+    assert {config.whole for config in configs} == {True, False}
+    for config in configs:
+        y = torch.full_like(expected, torch.nan)
+        y_q = torch.full_like(codes, 77)
+        launch.group_norm(*norm, out=y, grid=(1.0, 0, 255), config=config)
+        launch.group_norm(*norm, out=y_q, grid=(0.05, 100, 255), config=config)
+        torch.testing.assert_close(y, expected, atol=2e-4, rtol=1e-4)  # float32 about a mean of 50
+        assert (y_q.int() - codes.int()).abs().max() <= 1
+        assert (y_q != codes).float().mean() < 0.01
+
+
+def test_codes_are_exact_at_ties() -> None:
+    step = torch.tensor(0.1)
+    x = torch.cat([(torch.arange(-300, 300) + 0.5) * step, torch.tensor([1e9, -1e9, 0.0, -0.0])]).view(4, 151)
+    for scale in (0.1, 0.0371, 3.0):
+        got = launch.nhwc_codes(x.to(DEVICE), x.to(DEVICE), scale, 30, 255)
+        assert torch.equal(got.cpu(), exact.nhwc_codes(x, x, scale, 30, 255))
+
+
+def test_layer_norm_and_geglu() -> None:
+    x, w = torch.randn(5, 48, generator=generator(2)).to(DEVICE), torch.linspace(0.5, 2, 48, device=DEVICE)
+    pairs = [
+        (launch.nhwc_layer_norm_codes(x, w, w, 1e-5, *GRID), exact.nhwc_layer_norm_codes(x, w, w, 1e-5, *GRID)),
+        (launch.nhwc_geglu_codes(x, 0.01, 30, 255), exact.nhwc_geglu_codes(x, 0.01, 30, 255)),
+    ]
+    for got, expected in pairs:
+        assert (got.int() - expected.int()).abs().max() <= 1
+        assert (got != expected).float().mean() < 0.02
