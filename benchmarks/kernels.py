@@ -34,23 +34,20 @@ SMALL = [  # batch, height, width, channels, outputs, kernel, stride
 
 def operands(shape: Shape, bits: int, generator: torch.Generator) -> dict[str, Any]:
     """Random tensors of one call of `shape`, in the form of the operators' arguments."""
+    from mezzotint.kernels.triton.operands import pack_nibbles
+
     device, taps = generator.device, shape.kernel**2
     linear = shape.kernel == 1 and shape.stride == 1
     pixels = (shape.batch, shape.size, shape.size)
     x_shape = (shape.rows,) if linear else pixels
     low = -128 if bits == 8 else -8
-    columns = shape.channels if bits == 8 else -(-shape.channels // 32) * 16
     draw = lambda a, b, s, d: torch.randint(a, b, s, generator=generator, device=device).to(d)  # noqa: E731
-    weight = (
-        draw(low, -low, (shape.outputs, taps, columns), torch.int8)
-        if bits == 8
-        else draw(0, 256, (shape.outputs, taps, columns), torch.uint8)
-    )
+    weight = draw(low, -low, (shape.outputs, taps, shape.channels), torch.int8)
     pad = [shape.kernel // 2] * 4
     residual = torch.randn((*result_rows(shape), shape.outputs), generator=generator, device=device)
     return {
         "x_q": draw(-128, 128, (*x_shape, shape.channels), torch.int8),
-        "weight": weight,
+        "weight": weight if bits == 8 else pack_nibbles(weight),
         "multiplier": torch.rand((max(1, len(shape.groups)), shape.outputs), generator=generator, device=device) * 1e-4,
         "correction": draw(-9999, 9999, (max(1, len(shape.groups)), 16, shape.outputs), torch.int32),
         "bias": torch.randn(shape.outputs, generator=generator, device=device),
@@ -110,6 +107,7 @@ def check_small(case: tuple[int, ...], config: Any) -> str:
                 if extreme:
                     base["x_q"].fill_(-128)
                     base["weight"].fill_(-128 if bits == 8 else 0x88)
+                    base["weight"][:, :, c * bits // 8 :] = 0
                 tensors = [base[n] for n in ("x_q", "weight", "multiplier", "correction", "bias")]
                 call = launch.describe(*tensors, None, *window, dtype, kind, (0.37, 117, 255))
                 refuses = {"tiled": refuses_tiled, "specialized": refuses_specialized}.get(config.kernel)
@@ -261,7 +259,7 @@ def ceilings() -> dict[str, float]:
 
 def time_norms(batch: int) -> list[dict[str, Any]]:
     """Microseconds of the steps between products, each with the share of the copy rate that its bytes make."""
-    from mezzotint.kernels.triton import launch
+    from mezzotint.kernels.triton import launch_norms
 
     rows = []
     for size, channels in ((64, 320), (64, 960), (32, 640), (32, 1920), (16, 1280), (16, 2560), (8, 1280), (8, 2560)):
@@ -271,15 +269,15 @@ def time_norms(batch: int) -> list[dict[str, Any]]:
         w, grid = torch.ones(channels, device="cuda"), (0.03, 12, 255)
         outs = [torch.empty(x.shape, dtype=torch.int8, device="cuda") for x in xs]
         row = {"norm": f"{size}^2 x {channels}", "batch": batch, "MB": batch * pixels * channels * 3 / 1e6}
-        for config in launch.norm_configs(batch, pixels, channels, 32):
+        for config in launch_norms.norm_configs(batch, pixels, channels, 32):
             name = f"{'one' if config.whole else 'two'} g{config.groups} r{config.rows} n{config.runs} w{config.warps}"
             affine = (None, None, w, w, None, None, 32, 1e-5, True)
             row[name] = median_us([
-                lambda x=x, o=o, c=config, f=affine: launch.group_norm(x, *f, out=o, grid=grid, config=c)
+                lambda x=x, o=o, c=config, f=affine: launch_norms.group_norm(x, *f, out=o, grid=grid, config=c)
                 for x, o in zip(xs, outs, strict=True)
             ])  # fmt: skip
-        row["layer norm"] = median_us([lambda x=x: launch.nhwc_layer_norm_codes(x, w, w, 1e-5, *grid) for x in xs])
-        row["codes"] = median_us([lambda x=x: launch.nhwc_codes(x, None, *grid) for x in xs])
+        row["layer norm"] = median_us([lambda x=x: launch_norms.nhwc_layer_norm_codes(x, w, w, 1e-5, *grid) for x in xs])
+        row["codes"] = median_us([lambda x=x: launch_norms.nhwc_codes(x, None, *grid) for x in xs])
         rows.append(row)
         print(json.dumps({k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
     return rows
@@ -353,7 +351,9 @@ def main() -> None:
         with open(options.json, "w") as file:
             json.dump(report, file)
     for (network, bits), (slow, fast) in sums.items():
-        print(f"{network} w{bits}: products of a step {slow / 1e3:.2f} ms in bf16, {fast / 1e3:.2f} in int8: {slow / fast:.2f}x")
+        print(
+            f"{network} w{bits}: products of a step {slow / 1e3:.2f} ms in bf16, {fast / 1e3:.2f} in int8: {slow / fast:.2f}x"
+        )
 
 
 if __name__ == "__main__":

@@ -12,15 +12,25 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("triton_cases.py")
+CASES = [Path(__file__).with_name(name) for name in ("triton_cases.py", "flash_cases.py")]
+QUICK = "(accumulators and 24) or ties"
 
 
-@pytest.mark.parametrize("interpret", ["1", pytest.param("", marks=pytest.mark.gpu)], ids=["interpreter", "gpu"])
-def test_triton_kernels(interpret: str) -> None:
+@pytest.mark.parametrize(
+    ("interpret", "chosen"),
+    [
+        pytest.param(True, QUICK, id="interpreter, a few"),
+        pytest.param(True, "", id="interpreter", marks=pytest.mark.slow),
+        pytest.param(False, "", id="gpu", marks=pytest.mark.gpu),
+    ],
+)
+def test_triton_kernels(interpret: bool, chosen: str) -> None:
     pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    if not interpret:
-        del environment["TRITON_INTERPRET"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=", str(CASES)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=", "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-q", *options, *map(str, CASES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout

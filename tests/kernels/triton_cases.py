@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from triton.runtime import interpreter
 
 from mezzotint.kernels.contract import Geometry, Weighted
-from mezzotint.kernels.triton import Operand, conv2d_operand, exact, launch, linear_operand
+from mezzotint.kernels.triton import Operand, conv2d_operand, exact, launch, launch_norms, linear_operand
+from mezzotint.kernels.triton.operands import pack_nibbles, unpack_nibbles
 from mezzotint.kernels.triton.tuning import Config, refuses_specialized, refuses_tiled
 
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
@@ -28,7 +30,7 @@ def _patch_with_numpy_24(tensor: Any, scope: Any) -> None:
 interpreter._patch_lang_tensor = _patch_with_numpy_24
 
 KERNELS = [
-    Config("tiled", 32, 32, 32, 16, 4, 2),
+    Config("tiled", 32, 32, 32, 32, 4, 2),
     Config("tiled", 32, 16, 32, 0, 4, 2, splits=2, persistent=True),
     Config("gathered", 32, 16, 32, 0, 4, 2),
     Config("gathered", 16, 32, 32, 0, 4, 2, splits=2),
@@ -43,7 +45,7 @@ CONFIGS = KERNELS if INTERPRETED else ON_GPU
 SHAPES = [  # batch, height, width, channels, outputs, kernel, stride, bits
     (2, 4, 4, 32, 24, 3, 1, 8),
     (1, 6, 8, 48, 16, 3, 2, 4),
-    (3, 5, 3, 16, 40, 3, 1, 4),
+    (3, 3, 3, 16, 40, 3, 1, 4),
     (1, 7, 9, 5, 3, 3, 2, 8),
     (1, 1, 37, 64, 48, 1, 1, 8),
 ]
@@ -85,6 +87,10 @@ def call(
     return described, expected
 
 
+def operand_weight(operand: Operand) -> torch.Tensor:
+    return unpack_nibbles(operand.weight, operand.channels) if operand.bits == 4 else operand.weight
+
+
 def refused(config: Config, product: launch.Product) -> bool:
     refuses = {"tiled": refuses_tiled, "specialized": refuses_specialized}.get(config.kernel)
     return bool(refuses and refuses(product.problem)) or (
@@ -94,12 +100,11 @@ def refused(config: Config, product: launch.Product) -> bool:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("extreme", [False, True])
-def test_accumulators_are_exact(shape: tuple[int, ...], config: Config, extreme: bool) -> None:
+def test_accumulators_are_exact(shape: tuple[int, ...], config: Config) -> None:
     x_q, operand = convolution(shape)
-    if extreme:
+    if shape[0] == 3:  # the largest sums there are
         x_q.fill_(-128)
-        operand.weight.fill_(-128 if operand.bits == 8 else 0x88)
+        operand = replace(operand, weight=pack_nibbles(torch.full_like(operand_weight(operand), -8)))
     product, expected = call(x_q, operand, torch.int32)
     if refused(config, product):
         pytest.skip("not this kernel's")
@@ -120,7 +125,7 @@ def test_epilogues_are_rounded_like_the_reference(config: Config, kind: str) -> 
         assert torch.equal(product.out, expected)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("config", CONFIGS[::2], ids=lambda c: c.name)
 def test_geglu_differs_by_the_error_function_only(config: Config) -> None:
     x_q = torch.randint(-128, 128, (37, 64), generator=generator(1)).to(DEVICE, torch.int8)
     operand = linear_operand([weighted(64, (64,), 8, 99)], geglu=True)
@@ -150,17 +155,17 @@ def norm_case(batch: int, rows: int, channels: int, second: int, affine: bool) -
     return (x, more, draw(batch, every), draw(every), draw(every), *scales, 4, 1e-5, affine)
 
 
-@pytest.mark.parametrize("case", [(2, 16, 20, 0, True), (1, 9, 16, 24, False), (2, 70, 40, 0, True)], ids=str)
+@pytest.mark.parametrize("case", [(2, 16, 20, 0, True), (1, 9, 16, 24, False)], ids=str)
 def test_group_norm(case: tuple[Any, ...]) -> None:
     norm = norm_case(*case)
     expected, codes = exact.nhwc_group_norm(*norm), exact.nhwc_group_norm_codes(*norm, 0.05, 100, 255)
-    configs = launch.norm_configs(case[0], case[1], case[2] + case[3], 4)
+    configs = launch_norms.norm_configs(case[0], case[1], case[2] + case[3], 4)
     assert {config.whole for config in configs} == {True, False}
     for config in configs:
         y = torch.full_like(expected, torch.nan)
         y_q = torch.full_like(codes, 77)
-        launch.group_norm(*norm, out=y, grid=(1.0, 0, 255), config=config)
-        launch.group_norm(*norm, out=y_q, grid=(0.05, 100, 255), config=config)
+        launch_norms.group_norm(*norm, out=y, grid=(1.0, 0, 255), config=config)
+        launch_norms.group_norm(*norm, out=y_q, grid=(0.05, 100, 255), config=config)
         torch.testing.assert_close(y, expected, atol=2e-4, rtol=1e-4)  # float32 about a mean of 50
         assert (y_q.int() - codes.int()).abs().max() <= 1
         assert (y_q != codes).float().mean() < 0.01
@@ -170,15 +175,15 @@ def test_codes_are_exact_at_ties() -> None:
     step = torch.tensor(0.1)
     x = torch.cat([(torch.arange(-300, 300) + 0.5) * step, torch.tensor([1e9, -1e9, 0.0, -0.0])]).view(4, 151)
     for scale in (0.1, 0.0371, 3.0):
-        got = launch.nhwc_codes(x.to(DEVICE), x.to(DEVICE), scale, 30, 255)
+        got = launch_norms.nhwc_codes(x.to(DEVICE), x.to(DEVICE), scale, 30, 255)
         assert torch.equal(got.cpu(), exact.nhwc_codes(x, x, scale, 30, 255))
 
 
 def test_layer_norm_and_geglu() -> None:
     x, w = torch.randn(5, 48, generator=generator(2)).to(DEVICE), torch.linspace(0.5, 2, 48, device=DEVICE)
     pairs = [
-        (launch.nhwc_layer_norm_codes(x, w, w, 1e-5, *GRID), exact.nhwc_layer_norm_codes(x, w, w, 1e-5, *GRID)),
-        (launch.nhwc_geglu_codes(x, 0.01, 30, 255), exact.nhwc_geglu_codes(x, 0.01, 30, 255)),
+        (launch_norms.nhwc_layer_norm_codes(x, w, w, 1e-5, *GRID), exact.nhwc_layer_norm_codes(x, w, w, 1e-5, *GRID)),
+        (launch_norms.nhwc_geglu_codes(x, 0.01, 30, 255), exact.nhwc_geglu_codes(x, 0.01, 30, 255)),
     ]
     for got, expected in pairs:
         assert (got.int() - expected.int()).abs().max() <= 1

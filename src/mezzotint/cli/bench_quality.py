@@ -228,7 +228,7 @@ def _tables(rows: list[Row], result: dict[str, Any]) -> Group:
     for table in tables(rows):
         shown = Table(title=table.title, caption=table.caption, title_justify="left", title_style="bold")
         for number, name in enumerate(table.header):
-            shown.add_column(name, justify="left" if number < table.words else "right")
+            shown.add_column(name, justify="left" if number < table.words else "right", overflow="fold")
         for section in table.sections:
             for row in section:
                 shown.add_row(*(Text(field.text, style=styles[field.standing]) for field in row))

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from mezzotint.gpu import vocabulary
+from mezzotint.gpu.vocabulary import Node
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 
 _PRODUCTS = {vocabulary.PRODUCT: "product", vocabulary.PRODUCT_CODES: "product", vocabulary.GEGLU_CODES: "product"}
@@ -55,7 +56,7 @@ class StepCost:
 
 def step_costs(graph: fx.Graph, layers: Mapping[str, IntLayer], dtype: torch.dtype) -> list[StepCost]:
     """Every step of `graph` that touches memory; activations between products are of `dtype`."""
-    sizes: dict[fx.Node, int] = {}
+    sizes: dict[Node, int] = {}
     costs = []
     for node in graph.nodes:
         sizes[node] = _bytes_of(node, sizes, dtype.itemsize)
@@ -86,7 +87,7 @@ def totals(costs: Iterable[StepCost], rates: Rates) -> dict[str, dict[str, float
     return table
 
 
-def _product(node: fx.Node, layers: Mapping[str, IntLayer]) -> tuple[str, float, int]:
+def _product(node: Node, layers: Mapping[str, IntLayer]) -> tuple[str, float, int]:
     """Kind, operations and bytes of the weights."""
     weights, terms, window = 0, 0, 1
     for name in node.args[2]:
@@ -100,7 +101,7 @@ def _product(node: fx.Node, layers: Mapping[str, IntLayer]) -> tuple[str, float,
     return "convolution" if window > 1 else "linear", 2.0 * rows * terms, weights
 
 
-def _bytes_of(node: fx.Node, sizes: Mapping[fx.Node, int], itemsize: int) -> int:
+def _bytes_of(node: Node, sizes: Mapping[Node, int], itemsize: int) -> int:
     rows = node.meta.get("rows")
     if not rows:
         return 0

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from mezzotint.errors import KernelError, ModelError
 from mezzotint.gpu import vocabulary
+from mezzotint.gpu.vocabulary import Node
 from mezzotint.kernels.contract import Weighted
 from mezzotint.kernels.triton import Operand, conv2d_operand, linear_operand
 from mezzotint.kernels.triton import attention as _attention  # noqa: F401 - defines the operators
@@ -101,12 +102,10 @@ class _Emitter:
     def __init__(self, traced: nn.Module, network: nn.Module, constants: Constants, dtype: torch.dtype) -> None:
         self.traced, self.network, self.constants, self.dtype = traced, network, constants, dtype
         self.root, self.graph = nn.Module(), fx.Graph()
-        self.nodes: dict[fx.Node, Any] = {}
-        self._attributes: dict[
-            int, tuple[Tensor, fx.Node]
-        ] = {}  # the tensor too: a number of one that is gone is reused
+        self.nodes: dict[Node, Any] = {}
+        self._attributes: dict[int, tuple[Tensor, Node]] = {}  # the tensor too: a number of one that is gone is reused
 
-    def write(self, node: fx.Node) -> None:
+    def write(self, node: Node) -> None:
         handler = _STEPS.get(node.target) if node.op == "call_function" else None
         if handler is not None:
             self.nodes[node] = handler(self, node)
@@ -117,10 +116,10 @@ class _Emitter:
         else:
             self.nodes[node] = self.graph.node_copy(node, self.nodes.__getitem__)
 
-    def of(self, node: fx.Node | None) -> Any:
+    def of(self, node: Node | None) -> Any:
         return None if node is None else self.nodes[node]
 
-    def constant(self, tensor: Tensor) -> fx.Node:
+    def constant(self, tensor: Tensor) -> Node:
         """A node that reads `tensor`, which becomes a buffer of the module."""
         if id(tensor) not in self._attributes:
             name = f"constant_{len(self._attributes)}"
@@ -128,12 +127,12 @@ class _Emitter:
             self._attributes[id(tensor)] = (tensor, self.graph.get_attr(name))
         return self._attributes[id(tensor)][1]
 
-    def reshape(self, x: fx.Node, shape: Any) -> fx.Node:
+    def reshape(self, x: Node, shape: Any) -> Node:
         return self.graph.call_function(_RESHAPE, (x, list(shape)))
 
-    def norm_weights(self, nodes: tuple[fx.Node | None, ...]) -> list[fx.Node | None]:
+    def norm_weights(self, nodes: tuple[Node | None, ...]) -> list[Node | None]:
         """float32 parameters of the network instead of those that were cast to trace it."""
-        found = []
+        found: list[Node | None] = []
         for node in nodes:
             if node is None:
                 found.append(None)
@@ -147,7 +146,7 @@ class _Emitter:
     def _kept(self) -> dict[str, Tensor]:
         return self.constants.__dict__.setdefault("norms", {})
 
-    def product(self, node: fx.Node) -> fx.Node:
+    def product(self, node: Node) -> Node:
         x_q, residual, names, picture, edges, *grid = node.args
         geglu = node.target is vocabulary.GEGLU_CODES
         operand = self.constants.operand(tuple(names), tuple(edges), geglu)
@@ -176,42 +175,42 @@ class _Emitter:
         y.meta["layers"] = tuple(names)
         return self.reshape(y, rows) if moves else y
 
-    def codes(self, node: fx.Node) -> fx.Node:
+    def codes(self, node: Node) -> Node:
         x, *grid = node.args
         return self.graph.call_function(_OPS.nhwc_codes.default, (self.of(x), None, *grid))
 
-    def group_norm(self, node: fx.Node) -> fx.Node:
+    def group_norm(self, node: Node) -> Node:
         x, second, added, weight, bias, factor, shift, *rest = node.args
         weights, grid = self.norm_weights((weight, bias)), rest[3:]
         given = (*map(self.of, (x, second, added)), *weights, *map(self.of, (factor, shift)), *rest[:3])
         operator = _OPS.nhwc_group_norm_codes if grid else _OPS.nhwc_group_norm
         return self.graph.call_function(operator.default, (*given, *grid))
 
-    def layer_norm_codes(self, node: fx.Node) -> fx.Node:
+    def layer_norm_codes(self, node: Node) -> Node:
         x, weight, bias, eps, *grid = node.args
         given = (self.of(x), *self.norm_weights((weight, bias)), eps, *grid)
         return self.graph.call_function(_OPS.nhwc_layer_norm_codes.default, given)
 
-    def layer_norm(self, node: fx.Node) -> fx.Node:
+    def layer_norm(self, node: Node) -> Node:
         x, weight, bias, eps = node.args
         shape = [x.meta["rows"][-1]]
         given = (self.of(x), shape, self.of(weight), self.of(bias), eps)
         return self.graph.call_function(_ATEN.layer_norm.default, given)
 
-    def attention(self, node: fx.Node) -> fx.Node:
+    def attention(self, node: Node) -> Node:
         q, k, v, _, heads, scale, *grid = node.args
         given = (*map(self.of, (q, k, v)), heads, scale)
         operator = _OPS.flash_attention_codes if grid else _OPS.flash_attention
         return self.graph.call_function(operator.default, (*given, *grid))
 
-    def upsample(self, node: fx.Node) -> fx.Node:
+    def upsample(self, node: Node) -> Node:
         x, (h, w), factor = node.args
         b, _, c = x.meta["rows"]
         wide = self.reshape(self.of(x), (b, h, 1, w, 1, c))
         repeated = self.graph.call_function(_ATEN.expand.default, (wide, [b, h, factor, w, factor, c]))
         return self.reshape(repeated, node.meta["rows"])
 
-    def pad(self, node: fx.Node) -> fx.Node:
+    def pad(self, node: Node) -> Node:
         x, picture, (above, below, left, right) = node.args
         b, _, c = x.meta["rows"]
         whole = self.reshape(self.of(x), (b, *picture, c))
@@ -229,7 +228,7 @@ def _result(picture: list[int], operand: Operand) -> list[int]:
     ]
 
 
-def _is_final(node: fx.Node) -> bool:
+def _is_final(node: Node) -> bool:
     """Whether nothing but the network's output is made of `node`."""
     while len(node.users) == 1 and node.op != "output":
         node = next(iter(node.users))
@@ -251,7 +250,7 @@ def _kept(table: dict[str, Tensor], name: str, value: Tensor) -> Tensor:
     return table.setdefault(name, value)
 
 
-_STEPS: dict[Any, Callable[[_Emitter, fx.Node], fx.Node]] = {
+_STEPS: dict[Any, Callable[[_Emitter, Node], Node]] = {
     vocabulary.CODES: _Emitter.codes,
     vocabulary.PRODUCT: _Emitter.product,
     vocabulary.PRODUCT_CODES: _Emitter.product,

@@ -37,6 +37,7 @@ from mezzotint.gpu.vocabulary import (
     PRODUCT,
     PRODUCT_CODES,
     UPSAMPLE,
+    Node,
 )
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 
@@ -60,22 +61,22 @@ def fuse_(graph: fx.Graph, layers: Mapping[str, IntLayer]) -> None:
     graph.lint()
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _calls(graph: fx.Graph, target: Any) -> list[fx.Node]:
+def _calls(graph: fx.Graph, target: Any) -> list[Node]:
     return [node for node in graph.nodes if node.op == "call_function" and node.target is target]
 
 
-def _insert(graph: fx.Graph, before: fx.Node, target: Any, args: tuple[Any, ...], rows: Any) -> fx.Node:
+def _insert(graph: fx.Graph, before: Node, target: Any, args: tuple[Any, ...], rows: Any) -> Node:
     with graph.inserting_before(before):
         node = graph.call_function(target, args)
     node.meta["rows"] = rows
     return node
 
 
-def _replace(graph: fx.Graph, old: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
+def _replace(graph: fx.Graph, old: Node, target: Any, args: tuple[Any, ...]) -> Node:
     """A new node in the place of `old`."""
     node = _insert(graph, old, target, args, old.meta["rows"])
     old.replace_all_uses_with(node)
@@ -94,7 +95,7 @@ def _hoist_codes(graph: fx.Graph) -> None:
 
 
 def _merge_equal(graph: fx.Graph) -> None:
-    seen: dict[tuple[Any, ...], fx.Node] = {}
+    seen: dict[tuple[Any, ...], Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in _MERGED:
             continue
@@ -107,7 +108,7 @@ def _merge_equal(graph: fx.Graph) -> None:
 def _merge_linears(graph: fx.Graph, layers: Mapping[str, IntLayer]) -> None:
     """Linear layers on the same codes: one product, cut along the channels for those who read it."""
     for codes in _calls(graph, CODES):
-        by_bits: dict[int, list[fx.Node]] = {}
+        by_bits: dict[int, list[Node]] = {}
         for user in codes.users:
             if user.target is PRODUCT and not user.args[3] and not _ends_in_geglu(user):
                 layer = layers[user.args[2][0]]
@@ -118,7 +119,7 @@ def _merge_linears(graph: fx.Graph, layers: Mapping[str, IntLayer]) -> None:
                 _merge(graph, codes, products)
 
 
-def _merge(graph: fx.Graph, codes: fx.Node, products: list[fx.Node]) -> None:
+def _merge(graph: fx.Graph, codes: Node, products: list[Node]) -> None:
     names = [name for product in products for name in product.args[2]]
     *rows, _ = codes.meta["rows"]
     widths = [product.meta["rows"][-1] for product in products]
@@ -141,7 +142,7 @@ def _fuse_group_norms(graph: fx.Graph) -> None:
         x, added = _without_added(x)
         x, second = _two_parts(x)
         last, factor, shift = _scaled_and_shifted(norm)
-        silu = _only_user(last)
+        silu: Any = _only_user(last)
         smooth = silu is not None and silu.target is _ATEN.silu.default
         last = silu if smooth else last
         args = (x, second, added, weight, bias, factor, shift, groups, eps, smooth)
@@ -153,10 +154,10 @@ def _fuse_group_norms(graph: fx.Graph) -> None:
             _replace(graph, last, GROUP_NORM, args)
 
 
-def _scaled_and_shifted(norm: fx.Node) -> tuple[fx.Node, fx.Node | None, fx.Node | None]:
+def _scaled_and_shifted(norm: Node) -> tuple[Node, Node | None, Node | None]:
     """(y, f, s) where y = norm * (1 + f) + s with f and s [B, C] and no other readers, else (norm, None, None)."""
-    scaled = _only_user(norm)
-    shifted = None if scaled is None or scaled.target is not _ATEN.mul.Tensor else _only_user(scaled)
+    scaled: Any = _only_user(norm)
+    shifted: Any = None if scaled is None or scaled.target is not _ATEN.mul.Tensor else _only_user(scaled)
     if shifted is None or shifted.target is not _ADD or scaled.args[0] is not norm or shifted.args[0] is not scaled:
         return norm, None, None
     one_more, shift = _per_channel(scaled.args[1], norm), _per_channel(shifted.args[1], norm)
@@ -166,27 +167,27 @@ def _scaled_and_shifted(norm: fx.Node) -> tuple[fx.Node, fx.Node | None, fx.Node
     return (norm, None, None) if factor is None else (shifted, factor, shift)
 
 
-def _per_channel(vector: Any, norm: fx.Node) -> fx.Node | None:
+def _per_channel(vector: Any, norm: Node) -> Node | None:
     """What `vector` is a reshape of, if it holds a value for each sample and channel of `norm`."""
     if not isinstance(vector, fx.Node):
         return None
     b, *_, c = norm.meta["rows"]
-    source = vector.args[0] if vector.target is _RESHAPE else vector
+    source: Any = vector.args[0] if vector.target is _RESHAPE else vector
     return source if math.prod(source.meta["rows"]) == b * c else None
 
 
-def _without_added(x: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+def _without_added(x: Node) -> tuple[Node, Node | None]:
     """(h, v) if `x` is h + v[:, None] with v [B, C], and nothing but one norm reads it; else (x, None)."""
     if x.target is not _ADD or len(x.users) > 1:
         return x, None
     h, vector = x.args[:2]
-    if not isinstance(vector, fx.Node) or vector.target is not _RESHAPE:
+    if getattr(vector, "target", None) is not _RESHAPE:
         return x, None
     source, (b, *_, c) = vector.args[0], x.meta["rows"]
     return (h, source) if source.meta["rows"] == (b, c) and vector.meta["rows"] == (b, 1, c) else (x, None)
 
 
-def _two_parts(x: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+def _two_parts(x: Node) -> tuple[Node, Node | None]:
     if x.target is _CAT and x.args[1] == -1 and len(x.args[0]) == 2:
         return x.args[0]
     return x, None
@@ -207,11 +208,11 @@ def _fuse_geglu(graph: fx.Graph) -> None:
             _replace(graph, codes, GEGLU_CODES, (*product.args, *codes.args[1:]))
 
 
-def _ends_in_geglu(product: fx.Node) -> bool:
+def _ends_in_geglu(product: Node) -> bool:
     return _geglu_codes(product) is not None
 
 
-def _geglu_codes(product: fx.Node) -> fx.Node | None:
+def _geglu_codes(product: Node) -> Node | None:
     """The codes of value * gelu(gate), [value | gate] the halves of `product`, if nothing else reads any of them."""
     half = product.meta["rows"][-1] // 2
     halves = {user.args[1:]: user for user in product.users if user.target is _ATEN.slice.Tensor}

@@ -29,7 +29,7 @@ from mezzotint.gpu.emission import Constants, emit
 from mezzotint.gpu.fusion import fuse_
 from mezzotint.gpu.rows import to_rows
 from mezzotint.gpu.tracing import trace
-from mezzotint.gpu.vocabulary import CODES
+from mezzotint.gpu.vocabulary import CODES, Node
 from mezzotint.kernels.contract import KernelReport
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.int_matmul import IntMatMul
@@ -200,10 +200,10 @@ def _capture_(lowered: Lowered) -> None:
     lowered.graph = graph
 
 
-def _input_dtype(placeholder: fx.Node, dtype: torch.dtype) -> torch.dtype:
+def _input_dtype(placeholder: Node, dtype: torch.dtype) -> torch.dtype:
     """float32 where nothing but codes is made of an input, else `dtype`."""
     moving = (torch.ops.aten.permute.default, torch.ops.aten.reshape.default)
-    ahead: list[fx.Node] = list(placeholder.users)
+    ahead: list[Node] = list(placeholder.users)
     while ahead:
         node = ahead.pop()
         if node.target in moving:

@@ -22,6 +22,7 @@ from torch import fx
 
 from mezzotint.gpu import tracing, vocabulary
 from mezzotint.gpu.tracing import shape_of
+from mezzotint.gpu.vocabulary import Node
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d
 
@@ -53,9 +54,9 @@ class _Writer:
     def __init__(self, layers: Mapping[str, IntLayer]) -> None:
         self.graph = fx.Graph()
         self.layers = layers
-        self.values: dict[fx.Node, Value] = {}
+        self.values: dict[Node, Value] = {}
 
-    def write(self, node: fx.Node) -> None:
+    def write(self, node: Node) -> None:
         """Adds what `node` becomes."""
         if node.op == "call_function":
             handler = _HANDLERS.get(node.target, _Writer._any)
@@ -68,18 +69,18 @@ class _Writer:
             copied.meta["rows"] = None if value is None else tuple(value.shape)
             self.values[node] = Value(copied)
 
-    def call(self, target: Any, args: tuple[Any, ...], shape: Sequence[int]) -> fx.Node:
+    def call(self, target: Any, args: tuple[Any, ...], shape: Sequence[int]) -> Node:
         """A new node whose result has this shape."""
         node = self.graph.call_function(target, args)
         node.meta["rows"] = tuple(shape)
         return node
 
-    def reshape(self, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+    def reshape(self, node: Node, shape: Sequence[int]) -> Node:
         """`node` in another shape; a reshape of a reshape is one, and none if the shape is what it was."""
         source = node.args[0] if node.target is _RESHAPE else node
         return source if source.meta["rows"] == tuple(shape) else self.call(_RESHAPE, (source, list(shape)), shape)
 
-    def plain(self, node: fx.Node) -> fx.Node:
+    def plain(self, node: Node) -> Node:
         """The value of traced `node` in the shape it had there."""
         value = self.values[node]
         if value.form == "plain":
@@ -92,7 +93,7 @@ class _Writer:
             rows = self.reshape(rows, [shape[0], *shape[2:], shape[1]])
         return self.call(_PERMUTE, (rows, order), shape)
 
-    def as_picture(self, node: fx.Node) -> fx.Node:
+    def as_picture(self, node: Node) -> Node:
         """Rows of the traced [B, C, H, W] `node`."""
         value = self.values[node]
         if value.form == "picture":
@@ -101,7 +102,7 @@ class _Writer:
         last = self.call(_PERMUTE, (self.plain(node), [0, 2, 3, 1]), (b, h, w, c))
         return self.reshape(last, (b, h * w, c))
 
-    def codes(self, x: fx.Node, layer: IntWeightedLayer) -> fx.Node:
+    def codes(self, x: Node, layer: IntWeightedLayer) -> Node:
         """Codes of rows `x` for `layer`, each of its groups of input channels on its own grid."""
         largest = layer.spec.input.quant_max  # type: ignore[union-attr]
         grids = [(scale, zero_point, largest) for _, scale, zero_point, _ in layer.group_constants()]
@@ -113,7 +114,7 @@ class _Writer:
         ]
         return self.call(_ATEN.cat.default, (parts, -1), x.meta["rows"])
 
-    def _parts(self, x: fx.Node, sizes: Sequence[int]) -> list[fx.Node]:
+    def _parts(self, x: Node, sizes: Sequence[int]) -> list[Node]:
         """Runs of the channels of `x`: what was concatenated, if that is where they end."""
         if x.target is _ATEN.cat.default and [part.meta["rows"][-1] for part in x.args[0]] == list(sizes):
             return list(x.args[0])
@@ -124,7 +125,7 @@ class _Writer:
             for start, size in zip(starts, sizes, strict=True)
         ]
 
-    def _conv2d(self, node: fx.Node) -> Value:
+    def _conv2d(self, node: Node) -> Value:
         x, name, _ = node.args
         layer, rows, edges = self.layers[name], self.as_picture(x), _NO_EDGES
         picture = list(shape_of(x)[2:])
@@ -135,18 +136,18 @@ class _Writer:
         args = (self.codes(rows, layer), None, [name], picture, edges)
         return Value(self.call(vocabulary.PRODUCT, args, (b, h * w, o)), "picture", (h, w))
 
-    def _linear(self, node: fx.Node) -> Value:
+    def _linear(self, node: Node) -> Value:
         x, name, _ = node.args
         layer = self.layers[name]
         assert isinstance(layer, IntWeightedLayer)
-        args = (self.codes(self.plain(x), layer), None, [name], [], _NO_EDGES)
+        args: tuple[Any, ...] = (self.codes(self.plain(x), layer), None, [name], [], _NO_EDGES)
         return Value(self.call(vocabulary.PRODUCT, args, shape_of(node)))
 
-    def _attention(self, node: fx.Node) -> Value:
+    def _attention(self, node: Node) -> Value:
         q, k, v, *rest = node.args
         return Value(self.call(vocabulary.ATTENTION, (*map(self.plain, (q, k, v)), *rest), shape_of(node)))
 
-    def _group_norm(self, node: fx.Node) -> Value:
+    def _group_norm(self, node: Node) -> Value:
         x, groups, weight, bias, eps = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
         shape, value = shape_of(node), self.values[x]
         if len(shape) == 4:
@@ -159,14 +160,14 @@ class _Writer:
         args = (rows, None, None, *weights, None, None, groups, eps, False)
         return Value(self.call(vocabulary.GROUP_NORM, args, rows.meta["rows"]), *result)
 
-    def _layer_norm(self, node: fx.Node) -> Value:
+    def _layer_norm(self, node: Node) -> Value:
         x, shape, weight, bias, eps = (*node.args, *(None, None, 1e-5)[len(node.args) - 2 :])[:5]
         if len(shape) != 1:
             return self._any(node)
         weights = [None if given is None else self.values[given].node for given in (weight, bias)]
         return Value(self.call(vocabulary.LAYER_NORM, (self.plain(x), *weights, eps), shape_of(node)))
 
-    def _cat(self, node: fx.Node) -> Value:
+    def _cat(self, node: Node) -> Value:
         parts, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
         values = [self.values[part] for part in parts]
         shape = shape_of(node)
@@ -176,7 +177,7 @@ class _Writer:
         rows = self.call(_ATEN.cat.default, args, (shape[0], shape[2] * shape[3], shape[1]))
         return Value(rows, "picture", tuple(shape[2:]))
 
-    def _upsample(self, node: fx.Node) -> Value:
+    def _upsample(self, node: Node) -> Value:
         x, (h, w) = node.args[0], shape_of(node)[2:]
         before = shape_of(x)
         factor = h // before[2]
@@ -185,7 +186,7 @@ class _Writer:
         args = (self.as_picture(x), list(before[2:]), factor)
         return Value(self.call(vocabulary.UPSAMPLE, args, (before[0], h * w, before[1])), "picture", (h, w))
 
-    def _pad(self, node: fx.Node) -> Value:
+    def _pad(self, node: Node) -> Value:
         x, widths, shape = node.args[0], node.args[1], shape_of(node)
         rest = [*node.args[2:], *node.kwargs.values()]
         zeros = all(value in ("constant", 0, 0.0, None) for value in rest)
@@ -196,7 +197,7 @@ class _Writer:
         rows = self.call(vocabulary.PAD, args, (shape[0], shape[2] * shape[3], shape[1]))
         return Value(rows, "picture", tuple(shape[2:]))
 
-    def _permute(self, node: fx.Node) -> Value:
+    def _permute(self, node: Node) -> Value:
         x, dims = node.args[0], list(shape_of(node.args[0]))
         order = _order(node, len(dims))
         value = self.values[x]
@@ -215,7 +216,7 @@ class _Writer:
             return Value(self.reshape(value.node, (b, h * w, c)), "picture", (h, w))
         return Value(self.call(_PERMUTE, (self.plain(x), order), shape_of(node)))
 
-    def _reshape(self, node: fx.Node) -> Value:
+    def _reshape(self, node: Node) -> Value:
         x, shape = node.args[0], tuple(shape_of(node))
         value, before = self.values[x], tuple(shape_of(x))
         if shape == before:
@@ -228,14 +229,14 @@ class _Writer:
             return Value(value.node)
         return Value(self.reshape(self.plain(x), shape))
 
-    def _chunk(self, node: fx.Node) -> Value:
+    def _chunk(self, node: Node) -> Value:
         """Nothing yet: `_getitem` takes the runs of channels."""
         x, axis = node.args[0], (*node.args, 0)[2]
         shape = shape_of(x)
         flat = self.values[x].form == "plain" and all(size == 1 for size in shape[axis % len(shape) + 1 :])
         return Value(x, "chunk") if flat and shape[axis] % node.args[1] == 0 else self._any(node)
 
-    def _getitem(self, node: fx.Node) -> Value:
+    def _getitem(self, node: Node) -> Value:
         chunk, index = node.args
         if self.values[chunk].form != "chunk":
             return self._any(node)
@@ -248,28 +249,28 @@ class _Writer:
         )
         return Value(self.reshape(part, shape))
 
-    def _identity(self, node: fx.Node) -> Value:
+    def _identity(self, node: Node) -> Value:
         return self.values[node.args[0]]
 
-    def _dropout(self, node: fx.Node) -> Value:
+    def _dropout(self, node: Node) -> Value:
         return self._any(node) if node.args[2] and node.args[1] else self._identity(node)
 
-    def _to(self, node: fx.Node) -> Value:
+    def _to(self, node: Node) -> Value:
         same = node.meta["val"].dtype == node.args[0].meta["val"].dtype
         return self._identity(node) if same else self._unary(node)
 
-    def _scaled(self, node: fx.Node) -> Value:
+    def _scaled(self, node: Node) -> Value:
         """Products and quotients; those by 1 are nothing."""
         number = node.args[1]
         return self._identity(node) if isinstance(number, int | float) and number == 1 else self._elementwise(node)
 
-    def _unary(self, node: fx.Node) -> Value:
+    def _unary(self, node: Node) -> Value:
         value = self.values[node.args[0]]
         copied = self.graph.call_function(node.target, (value.node, *node.args[1:]), node.kwargs)
         copied.meta["rows"] = value.node.meta["rows"]
         return Value(copied, value.form, value.picture)
 
-    def _elementwise(self, node: fx.Node) -> Value:
+    def _elementwise(self, node: Node) -> Value:
         a, b = node.args
         if not isinstance(b, fx.Node):
             return self._unary(node)
@@ -287,14 +288,14 @@ class _Writer:
         rows = first.node.meta["rows"]
         return Value(self.call(node.target, (first.node, second.node), rows), first.form, first.picture)
 
-    def _any(self, node: fx.Node) -> Value:
+    def _any(self, node: Node) -> Value:
         copied = self.graph.node_copy(node, self.plain)
         value = node.meta.get("val")
         copied.meta["rows"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
         return Value(copied)
 
 
-def _order(node: fx.Node, dims: int) -> list[int]:
+def _order(node: Node, dims: int) -> list[int]:
     """The order of axes that a permute or transpose makes."""
     if node.target is _PERMUTE:
         return [axis % dims for axis in node.args[1]]
@@ -303,7 +304,7 @@ def _order(node: fx.Node, dims: int) -> list[int]:
     return order
 
 
-_HANDLERS: dict[Any, Callable[[_Writer, fx.Node], Value]] = {
+_HANDLERS: dict[Any, Callable[[_Writer, Node], Value]] = {
     tracing.CONV2D: _Writer._conv2d,
     tracing.LINEAR: _Writer._linear,
     tracing.ATTENTION: _Writer._attention,

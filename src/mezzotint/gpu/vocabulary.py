@@ -14,7 +14,11 @@ step into an operator of `kernels.triton` with its constants.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+Node = Any  # torch.fx.Node: typed, its arguments are a union of everything there is
 
 _OPERATORS = torch.library.Library("rows", "DEF")
 _PRODUCT = "Tensor x_q, Tensor? residual, str[] layers, int[] picture, int[] edges"

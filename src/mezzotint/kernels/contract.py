@@ -91,6 +91,7 @@ class Weighted:
 
     Attributes:
         input_max: largest code that x_q will hold. Codes above it break the promise; they are not looked for.
+        again: gives weight_q once more; a kernel that repacks its weights later need not keep them then.
     """
 
     weight_q: Tensor
@@ -99,10 +100,11 @@ class Weighted:
     x_zero_point: int
     input_max: int = CODE_MAX
     geometry: Geometry = field(default_factory=Geometry)
+    again: Callable[[], Tensor] | None = None
 
     def without_weights(self) -> Weighted:
         """The same with the shape of the weights only: what `conv2d_shape` and `linear_shape` need."""
-        return replace(self, weight_q=self.weight_q.to("meta"))
+        return replace(self, weight_q=self.weight_q.to("meta"), again=None)
 
 
 @dataclass(frozen=True)

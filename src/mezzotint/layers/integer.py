@@ -163,8 +163,10 @@ class IntConv2d(IntWeightedLayer):
             def constants(
                 run: slice = slice(*channels), zero_point: int = zero_point, multiplier: Tensor = multiplier
             ) -> Weighted:
-                weight = self.weight_codes()[:, run].contiguous()
-                return Weighted(weight, multiplier, bias, zero_point, input_max, geometry)
+                def codes() -> Tensor:
+                    return self.weight_codes()[:, run].contiguous()
+
+                return Weighted(codes(), multiplier, bias, zero_point, input_max, geometry, codes)
 
             product = self.prepared(constants, partial(prepare_conv2d, name))
             traced = trace(product, partial(conv2d_shape, constants=constants().without_weights()))

@@ -1,4 +1,4 @@
-"""Tensor descriptors with layouts, as `specialized` wants them: shared memory swizzled for wgmma and the copy engine."""
+"""Tensor descriptors with layouts, as `specialized` wants them: shared memory swizzled for wgmma."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mezzotint.kernels.triton.epilogue import correct_cases, finish, nibbles, scaled
+from mezzotint.kernels.triton.epilogue import finish, nibbles, scaled
 from mezzotint.kernels.triton.tiled import place
 
 

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mezzotint.kernels.triton import norms
+from mezzotint.kernels.triton.arguments import some_or, step_of
 from mezzotint.kernels.triton.gathered import added_sums, gathered_product
 from mezzotint.kernels.triton.tiled import tiled_product
 from mezzotint.kernels.triton.tuning import Config, Problem, cached, candidates, shipped
@@ -40,12 +40,6 @@ class Product:
     def step(self) -> tuple[float, float, int, int]:
         """scale, its inverse rounded to float32, zero_point, largest."""
         return step_of(*self.grid)
-
-
-def step_of(scale: float, zero_point: int, largest: int) -> tuple[float, float, int, int]:
-    """`scale` as a float32 number and 1 / scale, correctly rounded: what `epilogue.quantized` needs."""
-    step = torch.tensor(scale, dtype=torch.float32)
-    return step.item(), (1.0 / step).item(), zero_point, largest
 
 
 def int8_product(
@@ -151,7 +145,7 @@ def run(call: Product, config: Config) -> None:
     bm, bn = 16, 128
     tiles_n = triton.cdiv(p.outputs, bn)
     added_sums[(triton.cdiv(p.rows, bm) * tiles_n,)](
-        sums, call.out, _or(call.residual, sums), call.correction, call.multiplier, _or(call.bias, call.multiplier),
+        sums, call.out, some_or(call.residual, sums), call.correction, call.multiplier, some_or(call.bias, call.multiplier),
         *call.step, p.height, p.width, p.outputs, p.out_height, p.out_width, p.rows, tiles_n, BM=bm, BN=bn,
         **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=call.residual is not None, KIND=p.kind,
         SPLITS=config.splits, num_warps=4, **_EXACT,
@@ -178,7 +172,7 @@ def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
     programs = min(tiles, _device(out.device)[1]) if config.persistent else tiles
     tiled_product[(programs,)](
         _picture(call.x_q, p, (tb, th, tw, config.bk)), first, second, out1, out2, residual1, residual2, call.correction,
-        call.multiplier, _or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels,
+        call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels,
         p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tb, TH=th, TW=tw, BK=config.bk,
         BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None, KIND=kind, FLAT=flat, BITS=p.bits, GROUPS=max(1, len(p.groups)),
@@ -200,7 +194,7 @@ def _specialized(call: Product, config: Config, out: Tensor, kind: str) -> None:
     described = boxes.describe(call, config, tile, flat, out, residual, kind)
     tiles = math.prod(counts) * tiles_n * config.splits
     specialized_product[(min(tiles, _device(out.device)[1]),)](
-        *described, call.correction, call.multiplier, _or(call.bias, call.multiplier), *call.step, p.height, p.width,
+        *described, call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width,
         p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2], BK=config.bk, BN1=config.bn,
         BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=residual is not None, KIND=kind,
         FLAT=flat, SPLITS=config.splits, STAGES=stages, BAND=config.band, PIECE=boxes.PIECE, BUFFERS=buffers,
@@ -220,158 +214,14 @@ def _gathered(call: Product, config: Config, out: Tensor, kind: str) -> None:
     p = call.problem
     tiles_m, tiles_n = triton.cdiv(p.rows, config.bm), triton.cdiv(p.outputs, config.bn)
     gathered_product[(tiles_m * tiles_n * config.splits,)](
-        call.x_q, call.weight, out, _or(call.residual, out), call.correction, call.multiplier,
-        _or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels, call.weight.shape[2],
+        call.x_q, call.weight, out, some_or(call.residual, out), call.correction, call.multiplier,
+        some_or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels, call.weight.shape[2],
         p.groups[0] if p.groups else p.channels, p.outputs, p.out_height, p.out_width, p.rows, tiles_m, tiles_n,
         BM=config.bm, BN=config.bn, BK=config.bk, **_window(p), HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None and kind != "sums", KIND=kind, BITS=p.bits,
         GROUPS=max(1, len(p.groups)), SPLITS=config.splits, STAGES=config.stages, BAND=config.band,
         num_warps=config.warps, num_stages=config.stages, **_EXACT,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NormConfig:
-    """How a GroupNorm runs: `whole` in one launch, else sums of `runs` of pixels first."""
-
-    whole: bool
-    groups: int  # of one program
-    rows: int  # pixels a program loads at a time; all of them if `whole`
-    runs: int = 1
-    warps: int = 4
-
-
-def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[NormConfig]:
-    """Ways to run a GroupNorm of [batch, rows, channels], the one to take first."""
-    width, found = channels // groups, []
-    for together in (1, 2, 4, 8):
-        elements = triton.next_power_of_2(rows) * triton.next_power_of_2(width * together)
-        if groups % together == 0 and elements <= 32768 and width * together >= 8:
-            warps = max(4, min(16, elements // 2048))
-            found.append(NormConfig(True, together, triton.next_power_of_2(rows), warps=warps))
-    found.sort(key=lambda c: (batch * groups // c.groups < 64, -c.groups))
-    together = triton.next_power_of_2(groups)
-    while together > 1 and together * width > 512:
-        together //= 2
-    for warps, elements in ((4, 4096), (8, 8192)):
-        block = max(1, elements // triton.next_power_of_2(together * width))
-        blocks = -(-groups // together)
-        runs = max(1, min(64, -(-rows // block), 528 // (batch * blocks)))
-        found.append(NormConfig(False, together, block, runs, warps))
-    return found
-
-
-def nhwc_group_norm(*norm: Any) -> Tensor:
-    """GroupNorm of [x | second] + added, in the dtype of x."""
-    x, second = norm[:2]
-    return group_norm(*norm, out=_joined(x, second, x.dtype), grid=(1.0, 0, 255))
-
-
-def nhwc_group_norm_codes(*arguments: Any) -> Tensor:
-    """The same, then equation (5)."""
-    x, second = arguments[:2]
-    return group_norm(*arguments[:-3], out=_joined(x, second, torch.int8), grid=arguments[-3:])
-
-
-def group_norm(
-    x: Tensor,
-    second: Tensor | None,
-    added: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factor: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    *,
-    out: Tensor,
-    grid: tuple[float, int, int],
-    config: NormConfig | None = None,
-) -> Tensor:
-    """Fills `out`, in codes on `grid` if it is int8."""
-    batch, channels = x.shape[0], out.shape[-1]
-    rows = out.numel() // max(1, batch * channels)
-    if not out.numel():
-        return out
-    c = config or norm_configs(batch, rows, channels, groups)[0]
-    x, second, added, factor, shift = (None if t is None else t.contiguous() for t in (x, second, added, factor, shift))
-    width, first = channels // groups, x.shape[-1]
-    flags = {
-        "HAS_SECOND": second is not None, "HAS_ADDED": added is not None, "HAS_WEIGHT": weight is not None,
-        "HAS_BIAS": bias is not None, "HAS_FACTOR": factor is not None, "HAS_SHIFT": shift is not None, "SILU": silu,
-        "CODES": out.dtype == torch.int8,
-    }  # fmt: skip
-    second_, added_, affine = _or(second, x), _or(added, x), [_or(t, x) for t in (weight, bias, factor, shift)]
-    sizes = (rows, first, channels - first, groups)
-    block = triton.next_power_of_2(c.groups * width)
-    if c.whole:
-        norms.group_norm_whole[(batch, groups // c.groups)](
-            x, second_, added_, *affine, out, *sizes, eps, *step_of(*grid), width=width, BM=c.rows, BC=block, BG=c.groups, **flags,
-            num_warps=c.warps,
-        )  # fmt: skip
-        return out
-    per_run = -(-rows // (c.runs * c.rows)) * c.rows
-    runs = -(-rows // per_run)
-    sums = torch.empty((batch, runs, 2, groups), dtype=torch.float32, device=x.device)
-    norms.group_sums[(runs, batch, -(-groups // c.groups))](
-        x, second_, added_, sums, *sizes, per_run, width=width, BM=c.rows, BC=block, BG=c.groups, HAS_SECOND=flags["HAS_SECOND"],
-        HAS_ADDED=flags["HAS_ADDED"], num_warps=c.warps,
-    )  # fmt: skip
-    columns = min(512, triton.next_power_of_2(channels))
-    norms.group_norm[(runs, batch, triton.cdiv(channels, columns))](
-        x, second_, added_, sums, *affine, out, *sizes, runs, eps, *step_of(*grid), per_run,
-        width=width, BM=max(1, c.rows * block // columns), BC=columns, BR=triton.next_power_of_2(runs),
-        BG=triton.next_power_of_2(groups), **flags, num_warps=c.warps,
-    )  # fmt: skip
-    return out
-
-
-def nhwc_layer_norm_codes(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: float, zero_point: int, largest: int
-) -> Tensor:
-    """LayerNorm over the last axis, then equation (5)."""
-    x, out = x.contiguous(), torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    channels = x.shape[-1]
-    rows, block = x.numel() // channels, triton.next_power_of_2(channels)
-    bm = max(1, 4096 // block)
-    if rows:
-        norms.layer_norm_codes[(triton.cdiv(rows, bm),)](
-            x, _or(weight, x), _or(bias, x), out, rows, channels, eps, *step_of(scale, zero_point, largest), BM=bm,
-            BC=block, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, num_warps=4,
-        )  # fmt: skip
-    return out
-
-
-def nhwc_geglu_codes(x: Tensor, scale: float, zero_point: int, largest: int) -> Tensor:
-    """Equation (6) of [values | gates]."""
-    x, channels = x.contiguous(), x.shape[-1] // 2
-    out = torch.empty((*x.shape[:-1], channels), dtype=torch.int8, device=x.device)
-    rows, block = out.numel() // max(1, channels), min(256, triton.next_power_of_2(channels))
-    if out.numel():
-        norms.geglu_codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
-            x, out, rows, channels, *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, num_warps=4
-        )  # fmt: skip
-    return out
-
-
-def nhwc_codes(x: Tensor, second: Tensor | None, scale: float, zero_point: int, largest: int) -> Tensor:
-    """Equation (5) of [x | second]."""
-    out = _joined(x, second, torch.int8)
-    channels = out.shape[-1]
-    rows, block = out.numel() // max(1, channels), min(512, triton.next_power_of_2(channels))
-    if out.numel():
-        norms.codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
-            x.contiguous(), _or(second, x).contiguous(), out, rows, x.shape[-1], channels - x.shape[-1],
-            *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, HAS_SECOND=second is not None,
-            num_warps=4,
-        )  # fmt: skip
-    return out
-
-
-def _joined(x: Tensor, second: Tensor | None, dtype: torch.dtype) -> Tensor:
-    channels = x.shape[-1] + (0 if second is None else second.shape[-1])
-    return torch.empty((*x.shape[:-1], channels), dtype=dtype, device=x.device)
 
 
 def spatial_tile(p: Problem, bm: int) -> tuple[int, int, int]:
@@ -433,11 +283,6 @@ def _window(p: Problem) -> dict[str, Any]:
         "PAD_LEFT": p.padding[2],
         "HAS_EDGES": p.edges,
     }
-
-
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel's pointer must be some tensor, also where it is not read."""
-    return other if tensor is None else tensor
 
 
 def _result_shape(

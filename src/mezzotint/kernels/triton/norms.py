@@ -19,7 +19,9 @@ from mezzotint.kernels.triton.epilogue import gelu, quantized
 
 
 @triton.jit
-def _row(x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND: tl.constexpr, HAS_ADDED: tl.constexpr):
+def _row(
+    x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND: tl.constexpr, HAS_ADDED: tl.constexpr
+):
     """float32 [m, c] of [x | second] + added, zero where not `there`; m counts the rows of one sample."""
     row = tl.cast(b * rows, tl.int64) + m[:, None]
     v = tl.load(x + row * channels1 + c[None, :], mask=there & (c < channels1)[None, :], other=0.0).to(tl.float32)
@@ -33,7 +35,9 @@ def _row(x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECON
 
 
 @triton.jit
-def _pivot(x, second, added, b, c, width, rows, channels1, channels2, HAS_SECOND: tl.constexpr, HAS_ADDED: tl.constexpr):
+def _pivot(
+    x, second, added, b, c, width, rows, channels1, channels2, HAS_SECOND: tl.constexpr, HAS_ADDED: tl.constexpr
+):
     """float32 [c]: the first value of each channel's group."""
     first = c // width * width
     channels = channels1 + channels2
@@ -154,7 +158,9 @@ def group_norm(
         there = (m < rows)[:, None] & valid[None, :]
         v = _row(x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED)
         v = v * scale[None, :] + offset[None, :]
-        _store(v, out, tl.cast(b * rows, tl.int64) + m, c, channels, there, step, inverse, zero_point, largest, SILU, CODES)
+        _store(
+            v, out, tl.cast(b * rows, tl.int64) + m, c, channels, there, step, inverse, zero_point, largest, SILU, CODES
+        )
 
 
 @triton.jit

@@ -58,7 +58,7 @@ def linear_operand(parts: Sequence[Weighted], *, bits: int = 8, geglu: bool = Fa
     Args:
         parts: each with weight_q [O_i, K] and one x_zero_point for all; an absent bias counts as 0 beside another.
         bits: 8, or 4 to keep the weights two a byte.
-        geglu: outputs are [values | gates], as nn.Linear of GEGLU has them; they are put in order value, gate, value, ...
+        geglu: outputs are [values | gates], as nn.Linear of GEGLU has them; put in order value, gate, value, ...
     """
     for part in parts:
         check_weighted("linear", part)
@@ -73,9 +73,7 @@ def linear_operand(parts: Sequence[Weighted], *, bits: int = 8, geglu: bool = Fa
         bias = None if bias is None else bias[order]
     total = weight.sum(dim=(1, 2), dtype=torch.int32)
     correction = (-(parts[0].x_zero_point - SHIFT) * total).expand(1, CASES, -1).contiguous()
-    return Operand(
-        _stored(weight, bits), multiplier[None].contiguous(), correction, bias, weight.shape[2], bits=bits
-    )
+    return Operand(_stored(weight, bits), multiplier[None].contiguous(), correction, bias, weight.shape[2], bits=bits)
 
 
 def conv2d_operand(

@@ -259,9 +259,9 @@ def _on_gpu(name: str) -> Callable[..., Tensor]:
     """The operator on CUDA. Triton is imported on first use: it is an extra, and slow to import."""
 
     def call(*args: object) -> Tensor:
-        from mezzotint.kernels.triton import launch
+        from mezzotint.kernels.triton import launch, launch_norms
 
-        return getattr(launch, name)(*args)
+        return getattr(launch if name.startswith("int8") else launch_norms, name)(*args)
 
     return call
 

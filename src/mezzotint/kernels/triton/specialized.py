@@ -214,7 +214,7 @@ def _fetch(x, weight1, weight2, inputs, barriers, sizes, shape: gl.constexpr):
         if STRIDE == 2:  # in units of two pixels; the first is odd where the padding is
             h0 = tile_m // tiles_w % tiles_h * TH
             w0 = tile_m % tiles_w * TW
-        for k in range(first, last):
+        for _ in range(first, last):
             ready = full.index(slot)
             mbarrier.wait(empty.index(slot), phase)
             mbarrier.expect(ready, TB * TH * TW * BK + (0 if BITS == 4 else (BN1 + BN2) * BK))
@@ -259,7 +259,6 @@ def _multiply(inputs, barriers, outs, constants, sizes, HALF: gl.constexpr, shap
     STAGES: gl.constexpr = shape[11]
     BAND: gl.constexpr = shape[12]
     HAS_RESIDUAL: gl.constexpr = flags[2]
-    KIND: gl.constexpr = flags[3]
     PIECE: gl.constexpr = flags[5]
     PIECES: gl.constexpr = (BN1 + BN2) // PIECE
     L1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, min(BN1, 128), 32])
@@ -315,9 +314,7 @@ def _multiply(inputs, barriers, outs, constants, sizes, HALF: gl.constexpr, shap
             turn = turn ^ 1
         _write(acc1, 0, split, n0, m0, b0, h0, w0, outs, constants, sizes, BN1, HALF, shape, flags)
         if BN2 > 0:
-            _write(
-                acc2, BN1 // PIECE, split, n0 + BN1, m0, b0, h0, w0, outs, constants, sizes, BN2, HALF, shape, flags
-            )
+            _write(acc2, BN1 // PIECE, split, n0 + BN1, m0, b0, h0, w0, outs, constants, sizes, BN2, HALF, shape, flags)
     tma.store_wait(0)
 
 

@@ -9,7 +9,7 @@ What of (1) lies outside the picture, or beyond the last channel, arrives as zer
 stride 2 the picture is seen as [B, H/2, 2, W/2, 2*C], so that every second pixel is a box too.
 
 A tile is BM = TB*TH*TW positions by BN1 + BN2 outputs. Blocks are powers of two and widths of diffusion UNets are
-multiples of 320: 256 + 64 outputs share one `a`. K may be cut in SPLITS runs, whose int32 sums `gathered.added_sums` adds.
+multiples of 320: 256 + 64 outputs share one `a`. K may be cut in SPLITS runs; `gathered.added_sums` adds their sums.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ import triton.language as tl
 
 from mezzotint.kernels.triton.epilogue import correct_cases, finish, nibbles, scaled
 
-
-COUNTS = ("zero_point", "largest", "height", "width", "tiles_b", "tiles_h", "tiles_w", "tiles_n")  # one kernel for all values
+COUNTS = (
+    "zero_point",
+    "largest",
+    "height",
+    "width",
+    "tiles_b",
+    "tiles_h",
+    "tiles_w",
+    "tiles_n",
+)  # one kernel for all values
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -89,9 +97,7 @@ def tiled_product(
         for k in tl.range(steps * split // SPLITS, steps * (split + 1) // SPLITS, num_stages=STAGES):
             tap = k // blocks
             block = k % blocks
-            a = tl.reshape(
-                _box(x, b0, h0, w0, tap, block * BK, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK)
-            )
+            a = tl.reshape(_box(x, b0, h0, w0, tap, block * BK, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK))
             w1 = tl.reshape(weight1.load([n0, tap, block * BYTES]), (BN1, BYTES))
             if BITS == 4:
                 w1 = nibbles(w1, BN1, BK)
@@ -181,9 +187,7 @@ def _corrected(
     n = n0 + tl.arange(0, BN)
     acc = acc + tl.load(correction + n, mask=n < outputs, other=0)[None, :]
     if HAS_EDGES:
-        acc = correct_cases(
-            acc, correction, n, outputs, h, w, h0, height, width, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, TH
-        )
+        acc = correct_cases(acc, correction, n, outputs, h, w, h0, height, width, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, TH)
     if BARE:
         return acc
     else:

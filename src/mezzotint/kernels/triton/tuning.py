@@ -160,10 +160,14 @@ def predicted(problem: Problem, config: Config, multiprocessors: int) -> float:
     """Cycles that a launch takes, roughly: full tiles on a whole number of waves, an epilogue, and splits' traffic."""
     bn = config.bn + config.bn2
     tiles = math.ceil(problem.rows / config.bm) * math.ceil(problem.outputs / bn) * config.splits
-    together = multiprocessors * (2 if config.kernel != "specialized" and config.warps == 4 and config.bm * bn <= 128 * 128 else 1)
+    together = multiprocessors * (
+        2 if config.kernel != "specialized" and config.warps == 4 and config.bm * bn <= 128 * 128 else 1
+    )
     steps = math.ceil(problem.kernel**2 * math.ceil(problem.channels / config.bk) / config.splits)
     intensity = 1.0 / (1.0 + 40.0 * (1 / config.bm + 1 / bn))  # operations a byte of shared memory
-    rate = {"specialized": 11000, "tiled": 9000, "gathered": 4500}[config.kernel] * intensity * multiprocessors / together
+    rate = (
+        {"specialized": 11000, "tiled": 9000, "gathered": 4500}[config.kernel] * intensity * multiprocessors / together
+    )
     product = steps * 2 * config.bm * bn * config.bk / rate
     cost = {"specialized": 0.05, "tiled": 0.12, "gathered": 0.3}[config.kernel]
     epilogue = config.bm * bn * cost * together / multiprocessors

@@ -1,0 +1,157 @@
+"""The operators between products on CUDA: picks a configuration, launches the kernels of `norms`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from mezzotint.kernels.triton import norms
+from mezzotint.kernels.triton.arguments import some_or, step_of
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """How a GroupNorm runs: `whole` in one launch, else sums of `runs` of pixels first."""
+
+    whole: bool
+    groups: int  # of one program
+    rows: int  # pixels a program loads at a time; all of them if `whole`
+    runs: int = 1
+    warps: int = 4
+
+
+def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[NormConfig]:
+    """Ways to run a GroupNorm of [batch, rows, channels], the one to take first."""
+    width, found = channels // groups, []
+    for together in (1, 2, 4, 8):
+        elements = triton.next_power_of_2(rows) * triton.next_power_of_2(width * together)
+        if groups % together == 0 and elements <= 32768 and width * together >= 8:
+            warps = max(4, min(16, elements // 2048))
+            found.append(NormConfig(True, together, triton.next_power_of_2(rows), warps=warps))
+    found.sort(key=lambda c: (batch * groups // c.groups < 64, -c.groups))
+    together = triton.next_power_of_2(groups)
+    while together > 1 and together * width > 512:
+        together //= 2
+    for warps, elements in ((4, 4096), (8, 8192)):
+        block = max(1, elements // triton.next_power_of_2(together * width))
+        blocks = -(-groups // together)
+        runs = max(1, min(64, -(-rows // block), 528 // (batch * blocks)))
+        found.append(NormConfig(False, together, block, runs, warps))
+    return found
+
+
+def nhwc_group_norm(*norm: Any) -> Tensor:
+    """GroupNorm of [x | second] + added, in the dtype of x."""
+    x, second = norm[:2]
+    return group_norm(*norm, out=_joined(x, second, x.dtype), grid=(1.0, 0, 255))
+
+
+def nhwc_group_norm_codes(*arguments: Any) -> Tensor:
+    """The same, then equation (5)."""
+    x, second = arguments[:2]
+    return group_norm(*arguments[:-3], out=_joined(x, second, torch.int8), grid=arguments[-3:])
+
+
+def group_norm(
+    x: Tensor,
+    second: Tensor | None,
+    added: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factor: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    *,
+    out: Tensor,
+    grid: tuple[float, int, int],
+    config: NormConfig | None = None,
+) -> Tensor:
+    """Fills `out`, in codes on `grid` if it is int8."""
+    batch, channels = x.shape[0], out.shape[-1]
+    rows = out.numel() // max(1, batch * channels)
+    if not out.numel():
+        return out
+    c = config or norm_configs(batch, rows, channels, groups)[0]
+    x, second, added, factor, shift = (None if t is None else t.contiguous() for t in (x, second, added, factor, shift))
+    width, first = channels // groups, x.shape[-1]
+    flags = {
+        "HAS_SECOND": second is not None, "HAS_ADDED": added is not None, "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None, "HAS_FACTOR": factor is not None, "HAS_SHIFT": shift is not None, "SILU": silu,
+        "CODES": out.dtype == torch.int8,
+    }  # fmt: skip
+    second_, added_, affine = some_or(second, x), some_or(added, x), [some_or(t, x) for t in (weight, bias, factor, shift)]
+    sizes = (rows, first, channels - first, groups)
+    block = triton.next_power_of_2(c.groups * width)
+    if c.whole:
+        norms.group_norm_whole[(batch, groups // c.groups)](
+            x, second_, added_, *affine, out, *sizes, eps, *step_of(*grid), width=width, BM=c.rows,
+            BC=block, BG=c.groups, **flags, num_warps=c.warps,
+        )  # fmt: skip
+        return out
+    per_run = -(-rows // (c.runs * c.rows)) * c.rows
+    runs = -(-rows // per_run)
+    sums = torch.empty((batch, runs, 2, groups), dtype=torch.float32, device=x.device)
+    norms.group_sums[(runs, batch, -(-groups // c.groups))](
+        x, second_, added_, sums, *sizes, per_run, width=width, BM=c.rows, BC=block, BG=c.groups,
+        HAS_SECOND=flags["HAS_SECOND"], HAS_ADDED=flags["HAS_ADDED"], num_warps=c.warps,
+    )  # fmt: skip
+    columns = min(512, triton.next_power_of_2(channels))
+    norms.group_norm[(runs, batch, triton.cdiv(channels, columns))](
+        x, second_, added_, sums, *affine, out, *sizes, runs, eps, *step_of(*grid), per_run,
+        width=width, BM=max(1, c.rows * block // columns), BC=columns, BR=triton.next_power_of_2(runs),
+        BG=triton.next_power_of_2(groups), **flags, num_warps=c.warps,
+    )  # fmt: skip
+    return out
+
+
+def nhwc_layer_norm_codes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: float, zero_point: int, largest: int
+) -> Tensor:
+    """LayerNorm over the last axis, then equation (5)."""
+    x, out = x.contiguous(), torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    channels = x.shape[-1]
+    rows, block = x.numel() // channels, triton.next_power_of_2(channels)
+    bm = max(1, 4096 // block)
+    if rows:
+        norms.layer_norm_codes[(triton.cdiv(rows, bm),)](
+            x, some_or(weight, x), some_or(bias, x), out, rows, channels, eps, *step_of(scale, zero_point, largest), BM=bm,
+            BC=block, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def nhwc_geglu_codes(x: Tensor, scale: float, zero_point: int, largest: int) -> Tensor:
+    """Equation (6) of [values | gates]."""
+    x, channels = x.contiguous(), x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], channels), dtype=torch.int8, device=x.device)
+    rows, block = out.numel() // max(1, channels), min(256, triton.next_power_of_2(channels))
+    if out.numel():
+        norms.geglu_codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
+            x, out, rows, channels, *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, num_warps=4
+        )  # fmt: skip
+    return out
+
+
+def nhwc_codes(x: Tensor, second: Tensor | None, scale: float, zero_point: int, largest: int) -> Tensor:
+    """Equation (5) of [x | second]."""
+    out = _joined(x, second, torch.int8)
+    channels = out.shape[-1]
+    rows, block = out.numel() // max(1, channels), min(512, triton.next_power_of_2(channels))
+    if out.numel():
+        norms.codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
+            x.contiguous(), some_or(second, x).contiguous(), out, rows, x.shape[-1], channels - x.shape[-1],
+            *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, HAS_SECOND=second is not None,
+            num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _joined(x: Tensor, second: Tensor | None, dtype: torch.dtype) -> Tensor:
+    channels = x.shape[-1] + (0 if second is None else second.shape[-1])
+    return torch.empty((*x.shape[:-1], channels), dtype=dtype, device=x.device)
