@@ -2,11 +2,11 @@
 
     python benchmarks/kernels.py --seconds 480 --json FILE
 
-The first part runs configurations in several processes: that compiles them (Triton keeps what it compiled on disk), checks
+The first part runs configurations in several processes: that compiles them (Triton keeps the result on disk), checks
 each against the exact reference on small awkward shapes, and at the published shapes against the gathered kernel. The
 second part times, alone on the device: launches captured in a CUDA graph, on operands that rotate through more memory
 than the cache holds, random data, the median of several replays. The float side is cuDNN and cuBLAS in bfloat16.
-The JSON holds every row, and under "configurations" the best of each shape, as kernels/triton/configurations.json has it.
+The JSON holds every row; "configurations" has the best of each shape, as kernels/triton/configurations.json has it.
 """
 
 from __future__ import annotations
@@ -257,6 +257,9 @@ def ceilings() -> dict[str, float]:
     return {"copy_GBps": 2 * 2**30 / copy / 1e3, "bf16_TFLOPs": 2 * 8192**3 / product / 1e6}
 
 
+GRID = (0.03, 12, 255)
+
+
 def time_norms(batch: int) -> list[dict[str, Any]]:
     """Microseconds of the steps between products, each with the share of the copy rate that its bytes make."""
     from mezzotint.kernels.triton import launch_norms
@@ -266,18 +269,19 @@ def time_norms(batch: int) -> list[dict[str, Any]]:
         pixels = size * size
         count = copies_of(batch * pixels * channels * 3)
         xs = [torch.randn(batch, pixels, channels, device="cuda").bfloat16() for _ in range(count)]
-        w, grid = torch.ones(channels, device="cuda"), (0.03, 12, 255)
+        w = torch.ones(channels, device="cuda")
         outs = [torch.empty(x.shape, dtype=torch.int8, device="cuda") for x in xs]
         row = {"norm": f"{size}^2 x {channels}", "batch": batch, "MB": batch * pixels * channels * 3 / 1e6}
         for config in launch_norms.norm_configs(batch, pixels, channels, 32):
             name = f"{'one' if config.whole else 'two'} g{config.groups} r{config.rows} n{config.runs} w{config.warps}"
             affine = (None, None, w, w, None, None, 32, 1e-5, True)
             row[name] = median_us([
-                lambda x=x, o=o, c=config, f=affine: launch_norms.group_norm(x, *f, out=o, grid=grid, config=c)
+                lambda x=x, o=o, c=config, f=affine: launch_norms.group_norm(x, *f, out=o, grid=GRID, config=c)
                 for x, o in zip(xs, outs, strict=True)
             ])  # fmt: skip
-        row["layer norm"] = median_us([lambda x=x: launch_norms.nhwc_layer_norm_codes(x, w, w, 1e-5, *grid) for x in xs])
-        row["codes"] = median_us([lambda x=x: launch_norms.nhwc_codes(x, None, *grid) for x in xs])
+        layer_norm = launch_norms.nhwc_layer_norm_codes
+        row["layer norm"] = median_us([lambda x=x, w=w, f=layer_norm: f(x, w, w, 1e-5, *GRID) for x in xs])
+        row["codes"] = median_us([lambda x=x: launch_norms.nhwc_codes(x, None, *GRID) for x in xs])
         rows.append(row)
         print(json.dumps({k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
     return rows
@@ -320,8 +324,8 @@ def main() -> None:
     bad = [f"{plans[i - len(small)][1].name} {plans[i - len(small)][4][j].name}: {text}"
            for (i, j), text in outcome.items() if i >= len(small) and text != "equal"]  # fmt: skip
     count = sum(len(configs) for *_, configs in plans)
-    print(f"{len(outcome) - len(small)} of {count} configurations tried in {time.monotonic() - start:.0f} s, {len(bad)} bad",
-          *bad[:25], sep="\n  ", flush=True)  # fmt: skip
+    done = f"{len(outcome) - len(small)} of {count} configurations tried in {time.monotonic() - start:.0f} s"
+    print(f"{done}, {len(bad)} bad", *bad[:25], sep="\n  ", flush=True)
     report: dict[str, Any] = {"device": device, **ceilings(), "wrong": wrong, "bad": sorted(bad)}
     report |= {"rows": [], "configurations": {device: {}}}
     print({k: round(v) for k, v in report.items() if isinstance(v, float)}, flush=True)
@@ -351,9 +355,8 @@ def main() -> None:
         with open(options.json, "w") as file:
             json.dump(report, file)
     for (network, bits), (slow, fast) in sums.items():
-        print(
-            f"{network} w{bits}: products of a step {slow / 1e3:.2f} ms in bf16, {fast / 1e3:.2f} in int8: {slow / fast:.2f}x"
-        )
+        step = f"{slow / 1e3:.2f} ms in bf16, {fast / 1e3:.2f} in int8: {slow / fast:.2f}x"
+        print(f"{network} w{bits}: products of a step {step}")
 
 
 if __name__ == "__main__":

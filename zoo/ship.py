@@ -28,6 +28,7 @@ from train_stats import link, write_statistics
 from training import HERE, load_table, write_grid
 
 import mezzotint
+from mezzotint.evaluation import zoo_net
 
 MODELS = HERE / "models"
 EMBEDDED_FILES = (
@@ -150,7 +151,7 @@ def main(
             ship_first_stage(name, runs / name, models / name, data)
         else:
             ship_latent(name, runs / name, models / name, data, embedded)
-    sizes = check_sizes(embedded, models)
+    sizes = check_sizes(embedded, zoo_net.WEIGHTS.parent, models)
     print("\n".join(f"{size:7.2f} MB  {name}" for name, size in sizes.items()))
     print(f"{sum(sizes.values()):7.2f} MB  together")
 

@@ -42,7 +42,7 @@ def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked") -> 
 
     Args:
         fuse: trace the denoiser on its first call and fuse what lies between the products (seconds, once for each
-            batch size). Without it the layers only unpack their weights now instead of in the first call.
+            batch size). Without it the layers only choose and prepare their kernels now instead of in the first call.
         weights: "packed" keeps the codes of the weights packed in memory and unpacks them in every call: the same
             output, less memory, much slower. On a CUDA device 4-bit weights always stay packed.
 

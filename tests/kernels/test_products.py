@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -106,6 +107,28 @@ def test_a_product_serves_every_batch_and_picture_size(name: str, batch: int) ->
     for height, width in ((8, 8), (5, 9), (1, 1), (16, 16)):
         case = Case(codes((batch, 24, height, width), "random", height), constants)
         assert torch.equal(product(case.x_q), oracle_conv2d(case))
+
+
+@pytest.mark.parametrize("zero_point", [0, 77])
+def test_weights_that_can_be_had_again_are_not_kept(zero_point: int) -> None:
+    """oneDNN packs them for the shape that comes; between two shapes it need not hold the codes."""
+    require("onednn")
+    asked: list[torch.Tensor] = []
+
+    def again() -> torch.Tensor:
+        asked.append(weights((64, 48, 3, 3), "random", 0))
+        return asked[-1]
+
+    known = weighted(again(), zero_point, True, 0, geometry=Geometry(padding=(1, 1)))
+    product = prepare_conv2d("onednn", dataclasses.replace(known, again=again))
+    for count, size in ((2, 8), (2, 8), (3, 5)):
+        x_q = codes((2, 48, size, size), "random", size)
+        assert torch.equal(product(x_q), prepare_conv2d("reference", known)(x_q))
+        assert len(asked) == count
+    held = [weakref.ref(weight) for weight in asked]
+    del known
+    asked.clear()
+    assert not [ref for ref in held if ref() is not None]
 
 
 @pytest.mark.parametrize("name", ["reference", "exact-fp32"])

@@ -15,7 +15,7 @@ from training import GROUPS, load_table, to_float
 
 from mezzotint.errors import ModelError
 from mezzotint.evaluation.frechet import statistics
-from mezzotint.evaluation.zoo_net import FEATURES, WEIGHTS, FeatureNet, load_feature_net
+from mezzotint.evaluation.zoo_net import FEATURES, WEIGHTS, FeatureNet, load_feature_net, resize
 
 
 def generator() -> torch.Generator:
@@ -122,6 +122,9 @@ def test_sizes_are_brought_to_64_pixels() -> None:
     large = pictures(3, 128)
     torch.testing.assert_close(net(large), net(pictures(3, 64)), atol=0.3, rtol=0.3)
     assert net(pictures(3, 32)).shape == (3, FEATURES)
+    stripes = torch.ones(1, 3, 128, 128)
+    stripes[..., ::2] = -1
+    assert float(resize(stripes)[..., 4:-4].abs().max()) < 1e-5  # averaged, not skipped
 
 
 def test_other_files_are_errors(tmp_path: Path) -> None:

@@ -118,9 +118,12 @@ def _carrying_conv2d(constants: Weighted, weight_q: Tensor, codes: Tensor) -> Pr
     """A convolution without a zero point, over the channels of the input and those of `carried_zero_point`."""
     channels, width = constants.weight_q.shape[1], weight_q.shape[1]
     own, carriers = _codes_of(constants), weight_q[:, channels:].clone()
-    again = lambda: torch.cat([own(), carriers], dim=1)  # noqa: E731
-    inner = _direct_conv2d(replace(constants, weight_q=weight_q, x_zero_point=0, again=again))
     codes = codes.view(1, -1, 1, 1)
+
+    def again() -> Tensor:
+        return torch.cat([own(), carriers], dim=1)
+
+    inner = _direct_conv2d(replace(constants, weight_q=weight_q, x_zero_point=0, again=again))
 
     def product(x_q: UInt8[Tensor, "b c h w"]) -> Float32[Tensor, "b o h2 w2"]:
         batch, _, *size = x_q.shape

@@ -8,7 +8,7 @@ dropped whenever the state may have changed (`to`, `load_state_dict`) and in cop
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -72,7 +72,7 @@ class IntLayer(nn.Module):
         """The product of `constants`: made once, or, with `keep_packed`, made anew in every call."""
         if not self.keep_packed:
             return prepare(constants())
-        return lambda x_q: prepare(constants())(x_q)
+        return lambda x_q: prepare(replace(constants(), again=None))(x_q)  # unpacked once, not twice
 
     def _ready(self) -> Any:
         if self._operands is None:

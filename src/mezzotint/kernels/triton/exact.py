@@ -134,8 +134,8 @@ def nhwc_layer_norm_codes(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: float, zero_point: int, largest: int
 ) -> Tensor:
     """LayerNorm over the last axis, then equation (5)."""
-    weights = [None if v is None else v.float() for v in (weight, bias)]
-    return _codes(F.layer_norm(x.float(), x.shape[-1:], *weights, eps), scale, zero_point, largest)
+    y = F.layer_norm(x.float(), x.shape[-1:], _float(weight), _float(bias), eps)
+    return _codes(y, scale, zero_point, largest)
 
 
 def nhwc_geglu_codes(x: Tensor, scale: float, zero_point: int, largest: int) -> Tensor:
@@ -160,13 +160,16 @@ def _group_norm(
     rows = whole.reshape(whole.shape[0], -1, whole.shape[-1])
     if added is not None:
         rows = rows + added.float()[:, None]
-    weights = [None if v is None else v.float() for v in (weight, bias)]
-    y = F.group_norm(rows.transpose(1, 2), groups, *weights, eps).transpose(1, 2)
+    y = F.group_norm(rows.transpose(1, 2), groups, _float(weight), _float(bias), eps).transpose(1, 2)
     if factor is not None:
         y = y * (1 + factor.float()[:, None])
     if shift is not None:
         y = y + shift.float()[:, None]
     return (F.silu(y) if silu else y).reshape(whole.shape).contiguous()
+
+
+def _float(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.float()
 
 
 def _whole(x: Tensor, second: Tensor | None) -> Float[Tensor, "..."]:

@@ -116,7 +116,8 @@ def describe(
         shape = (*shape[:-1], shape[-1] // 2)
     problem = Problem(
         batch, height, width, channels, weight.shape[0], out_height, out_width, kernel[0], stride[0],
-        (padding[0], padding[1], padding[2], padding[3]), bits, tuple(groups), kind, dtype.itemsize, residual is not None,
+        (padding[0], padding[1], padding[2], padding[3]), bits, tuple(groups), kind, dtype.itemsize,
+        residual is not None,
     )  # fmt: skip
     out = torch.empty(shape, dtype=dtype, device=x_q.device)
     rest = None if residual is None else residual.contiguous()
@@ -145,9 +146,9 @@ def run(call: Product, config: Config) -> None:
     bm, bn = 16, 128
     tiles_n = triton.cdiv(p.outputs, bn)
     added_sums[(triton.cdiv(p.rows, bm) * tiles_n,)](
-        sums, call.out, some_or(call.residual, sums), call.correction, call.multiplier, some_or(call.bias, call.multiplier),
-        *call.step, p.height, p.width, p.outputs, p.out_height, p.out_width, p.rows, tiles_n, BM=bm, BN=bn,
-        **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=call.residual is not None, KIND=p.kind,
+        sums, call.out, some_or(call.residual, sums), call.correction, call.multiplier, some_or(call.bias,
+        call.multiplier), *call.step, p.height, p.width, p.outputs, p.out_height, p.out_width, p.rows, tiles_n, BM=bm,
+        BN=bn, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=call.residual is not None, KIND=p.kind,
         SPLITS=config.splits, num_warps=4, **_EXACT,
     )  # fmt: skip
 
@@ -171,10 +172,10 @@ def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
         residual1, residual2 = (describe_rows(call.residual, n) for n in (config.bn, config.bn2 or config.bn))
     programs = min(tiles, _device(out.device)[1]) if config.persistent else tiles
     tiled_product[(programs,)](
-        _picture(call.x_q, p, (tb, th, tw, config.bk)), first, second, out1, out2, residual1, residual2, call.correction,
-        call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels,
-        p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tb, TH=th, TW=tw, BK=config.bk,
-        BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None,
+        _picture(call.x_q, p, (tb, th, tw, config.bk)), first, second, out1, out2, residual1, residual2,
+        call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width,
+        p.channels, p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tb, TH=th, TW=tw,
+        BK=config.bk, BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None, KIND=kind, FLAT=flat, BITS=p.bits, GROUPS=max(1, len(p.groups)),
         SPLITS=config.splits, STAGES=config.stages, BAND=config.band, FLATTEN=config.persistent, PIECE=width,
         num_warps=config.warps, num_stages=config.stages, **_EXACT,
@@ -194,10 +195,10 @@ def _specialized(call: Product, config: Config, out: Tensor, kind: str) -> None:
     described = boxes.describe(call, config, tile, flat, out, residual, kind)
     tiles = math.prod(counts) * tiles_n * config.splits
     specialized_product[(min(tiles, _device(out.device)[1]),)](
-        *described, call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width,
-        p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2], BK=config.bk, BN1=config.bn,
-        BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=residual is not None, KIND=kind,
-        FLAT=flat, SPLITS=config.splits, STAGES=stages, BAND=config.band, PIECE=boxes.PIECE, BUFFERS=buffers,
+        *described, call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height,
+        p.width, p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2], BK=config.bk,
+        BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=residual is not None,
+        KIND=kind, FLAT=flat, SPLITS=config.splits, STAGES=stages, BAND=config.band, PIECE=boxes.PIECE, BUFFERS=buffers,
         BITS=p.bits, num_warps=4, maxnreg=168 if p.bits == 8 else 128, **_EXACT,
     )  # fmt: skip
 
@@ -251,7 +252,10 @@ def _picture(x_q: Tensor, p: Problem, box: tuple[int, int, int, int]) -> TensorD
 def _weight_boxes(call: Product, config: Config) -> tuple[TensorDescriptor, TensorDescriptor]:
     """Of the first BN1 and the next BN2 outputs; of a split shortcut, of the first and the second group."""
     p, weight = call.problem, call.weight
-    box = lambda t, n: TensorDescriptor(t, list(t.shape), list(t.stride()), [n, 1, config.bk * p.bits // 8])  # noqa: E731
+
+    def box(part: Tensor, outputs: int) -> TensorDescriptor:
+        return TensorDescriptor(part, list(part.shape), list(part.stride()), [outputs, 1, config.bk * p.bits // 8])
+
     if not p.groups:
         return box(weight, config.bn), box(weight, config.bn2 or config.bn)
     cut = p.groups[0] * p.bits // 8

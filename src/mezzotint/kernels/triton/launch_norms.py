@@ -78,14 +78,16 @@ def group_norm(
     if not out.numel():
         return out
     c = config or norm_configs(batch, rows, channels, groups)[0]
-    x, second, added, factor, shift = (None if t is None else t.contiguous() for t in (x, second, added, factor, shift))
+    second, added, factor, shift = (None if t is None else t.contiguous() for t in (second, added, factor, shift))
+    x = x.contiguous()
     width, first = channels // groups, x.shape[-1]
     flags = {
         "HAS_SECOND": second is not None, "HAS_ADDED": added is not None, "HAS_WEIGHT": weight is not None,
         "HAS_BIAS": bias is not None, "HAS_FACTOR": factor is not None, "HAS_SHIFT": shift is not None, "SILU": silu,
         "CODES": out.dtype == torch.int8,
     }  # fmt: skip
-    second_, added_, affine = some_or(second, x), some_or(added, x), [some_or(t, x) for t in (weight, bias, factor, shift)]
+    second_, added_ = some_or(second, x), some_or(added, x)
+    affine = [some_or(t, x) for t in (weight, bias, factor, shift)]
     sizes = (rows, first, channels - first, groups)
     block = triton.next_power_of_2(c.groups * width)
     if c.whole:
@@ -120,8 +122,8 @@ def nhwc_layer_norm_codes(
     bm = max(1, 4096 // block)
     if rows:
         norms.layer_norm_codes[(triton.cdiv(rows, bm),)](
-            x, some_or(weight, x), some_or(bias, x), out, rows, channels, eps, *step_of(scale, zero_point, largest), BM=bm,
-            BC=block, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, num_warps=4,
+            x, some_or(weight, x), some_or(bias, x), out, rows, channels, eps, *step_of(scale, zero_point, largest),
+            BM=bm, BC=block, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, num_warps=4,
         )  # fmt: skip
     return out
 

@@ -116,8 +116,8 @@ def tiled_product(
                 _store_sums(acc2, out2, split, tile_m * BM, b0, h0, w0, n0 + BN1, BM, BN2, TB, TH, TW, FLAT)
         elif GROUPS == 2:
             y1 = _corrected(
-                acc1, n0, h0, h, w, correction, multiplier, height, width, outputs, BN1, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
-                HAS_EDGES, False, TH,
+                acc1, n0, h0, h, w, correction, multiplier, height, width, outputs, BN1, KERNEL, STRIDE, PAD_TOP,
+                PAD_LEFT, HAS_EDGES, False, TH,
             )  # fmt: skip
             acc1 = tl.zeros((BM, BN1), tl.int32)
             blocks = tl.cdiv(channels - boundary, BK)
@@ -131,8 +131,8 @@ def tiled_product(
                     w1 = nibbles(w1, BN1, BK)
                 acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)
             y1 += _corrected(
-                acc1, n0, h0, h, w, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1, KERNEL,
-                STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, False, TH,
+                acc1, n0, h0, h, w, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1,
+                KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, False, TH,
             )  # fmt: skip
             _write(
                 y1, n0, tile_m * BM, b0, h0, w0, h, w, out1, residual1, correction, multiplier, bias, step, inverse,
@@ -242,8 +242,8 @@ def _write(
         at = n0 // 2 if KIND == "geglu" else n0
         if acc.dtype == tl.int32:
             y = _corrected(
-                acc, n0, h0, h, w, correction, multiplier, height, width, outputs, BN, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
-                HAS_EDGES, out.dtype == tl.int32, TH,
+                acc, n0, h0, h, w, correction, multiplier, height, width, outputs, BN, KERNEL, STRIDE, PAD_TOP,
+                PAD_LEFT, HAS_EDGES, out.dtype == tl.int32, TH,
             )  # fmt: skip
         else:
             y = acc
