@@ -1,4 +1,4 @@
-"""What torch-fidelity computes on the seeded inputs of the tests, as tests/fixtures/metrics.json.
+"""What torch-fidelity computes on the seeded inputs of the tests, as tests/evaluation/metrics.json.
 
     python benchmarks/metric_fixtures.py
 

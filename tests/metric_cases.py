@@ -1,6 +1,6 @@
 """Seeded inputs of the metrics, the same wherever they are drawn: NumPy's PCG64, nothing of torch.
 
-`tests/fixtures/metrics.json` holds what torch-fidelity made of them (benchmarks/metric_fixtures.py), for machines
+`tests/evaluation/metrics.json` holds what torch-fidelity made of them (benchmarks/metric_fixtures.py), for machines
 where its package cannot be imported.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from mezzotint.evaluation.inception import Inception
 from mezzotint.evaluation.perceptual import AlexNet
 
-FIXTURE = Path(__file__).parent / "fixtures" / "metrics.json"
+FIXTURE = Path(__file__).parent / "evaluation" / "metrics.json"
 PLACES = {"pool3": 128, "spatial": 119, "logits": 63}  # every so many values of an output are recorded
 
 

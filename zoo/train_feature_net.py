@@ -92,9 +92,9 @@ def posterize(x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def patch(x: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
-    """A square of 12 to 44 pixels of the previous drawing of the batch."""
+    """A square of 8 to 32 pixels of the previous drawing of the batch: a larger one would be a whole drawing again."""
     side = x.shape[-1]
-    half = (6 + 16 * u) * side / 64
+    half = (4 + 12 * u) * side / 64
     centre = torch.rand((len(x), 2, 1, 1), generator=generator, device=x.device) * 0.5 * side + side / 4
     line = torch.arange(side, device=x.device)
     inside = (line[:, None] - centre[:, :1]).abs().lt(half) & (line - centre[:, 1:]).abs().lt(half)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mezzotint.kernels.triton.epilogue import gelu, quantized
+from mezzotint.kernels.triton.epilogue import gelu, quantized, silu
 
 
 @triton.jit
@@ -252,7 +252,7 @@ def _store(
     y, out, row, c, channels, there, step, inverse, zero_point, largest, SILU: tl.constexpr, CODES: tl.constexpr
 ):
     if SILU:
-        y = y / (1.0 + tl.exp(-y))
+        y = silu(y)
     at = out + row[:, None] * channels + c[None, :]
     if CODES:
         tl.store(at, quantized(y, step, inverse, zero_point, largest), mask=there)
