@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BITS_HELP = "Bits of weights and activations, 2 to 8 each: [b]w4a8[/b], w8a8, w6a6, w4a4, w3a8, w2a8; a32 keeps float."
 RECIPE_HELP = (
     "[b]eda-dm[/b]: EDA-DM with the faults of its release mended. [b]eda-dm-official[/b]: as released, for comparison. "
-    "[b]nearest[/b]: fitted ranges and rounding to nearest, no learning. [b]nearest-minmax[/b]: ranges not even fitted. "
+    "[b]nearest[/b]: fitted ranges, rounding to nearest, no learning. [b]nearest-minmax[/b]: ranges not fitted either. "
     "[b]ptq4dm[/b]: the same on samples of normally distributed time steps. [b]q-diffusion[/b]: learned rounding, then "
     "activation steps, on uniform time steps. [b]tfmq-dm[/b]: that with the time layers learned and ranged apart."
 )

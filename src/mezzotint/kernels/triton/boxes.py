@@ -20,7 +20,7 @@ HALF = 64  # rows of a tile that four warps compute
 
 def most_stages(config: Config, buffers: int, item_bytes: int, bits: int = 8) -> int:
     """Stages of the ring that fit into shared memory beside `buffers` pieces of the result for each half."""
-    room = SHARED - 2 * buffers * HALF * PIECE * item_bytes - 16 * config.bk
+    room = SHARED - 2048 - 2 * buffers * HALF * PIECE * item_bytes - 16 * config.bk
     outputs = (config.bn + config.bn2) * (8 if bits == 8 else 12) // 8  # 4 bits: as they come, and unpacked
     return max(1, room // ((2 * HALF + outputs) * config.bk))
 

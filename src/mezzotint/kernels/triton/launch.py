@@ -15,9 +15,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mezzotint.kernels.triton.arguments import some_or, step_of
+from mezzotint.kernels.triton.choice import device_of, launch_best
 from mezzotint.kernels.triton.gathered import added_sums, gathered_product
 from mezzotint.kernels.triton.tiled import tiled_product
-from mezzotint.kernels.triton.tuning import Config, Problem, cached, candidates, shipped
+from mezzotint.kernels.triton.tuning import Config, Problem, blocks_together, spatial_tile
 
 _EXACT: dict[str, Any] = {"enable_fp_fusion": False}  # a product and a sum stay two roundings
 
@@ -60,7 +61,7 @@ def int8_product(
     """Equations (1) to (4) of the package."""
     window = (channels, bits, kernel, stride, padding, groups)
     call = describe(x_q, weight, multiplier, correction, bias, residual, *window, dtype, "float", (1.0, 0, 255))
-    run(call, configure(call))
+    run_best(call)
     return call.out
 
 
@@ -86,7 +87,7 @@ def int8_product_codes(
     window = (channels, bits, kernel, stride, padding, groups)
     kind, grid = ("geglu" if geglu else "codes"), (scale, zero_point, largest)
     call = describe(x_q, weight, multiplier, correction, bias, residual, *window, torch.int8, kind, grid)
-    run(call, configure(call))
+    run_best(call)
     return call.out
 
 
@@ -124,13 +125,10 @@ def describe(
     return Product(problem, x_q.contiguous(), weight, multiplier, correction, bias, rest, out, grid)
 
 
-def configure(call: Product) -> Config:
-    """The configuration for `call` on its device: shipped, tuned before, or the model's best."""
-    name, multiprocessors, hopper = _device(call.x_q.device)
-    key = call.problem.key
-    known = shipped(name).get(key) or cached(name).get(key)
-    specialized = hopper and call.x_q.is_cuda
-    return known or candidates(call.problem, multiprocessors, tiled=hopper, specialized=specialized)[0]
+def run_best(call: Product) -> None:
+    """`run` with the configuration for `call` on its device; see `choice`."""
+    if call.out.numel():
+        launch_best(call.problem, call.x_q.device, lambda config: run(call, config))
 
 
 def run(call: Product, config: Config) -> None:
@@ -170,7 +168,8 @@ def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
     residual1 = residual2 = out1
     if call.residual is not None and kind != "sums":
         residual1, residual2 = (describe_rows(call.residual, n) for n in (config.bn, config.bn2 or config.bn))
-    programs = min(tiles, _device(out.device)[1]) if config.persistent else tiles
+    at_once = device_of(out.device).multiprocessors * blocks_together(p, config)
+    programs = min(tiles, at_once) if config.persistent else tiles
     tiled_product[(programs,)](
         _picture(call.x_q, p, (tb, th, tw, config.bk)), first, second, out1, out2, residual1, residual2,
         call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width,
@@ -194,7 +193,7 @@ def _specialized(call: Product, config: Config, out: Tensor, kind: str) -> None:
     stages = min(config.stages, boxes.most_stages(config, buffers, out.element_size(), p.bits))
     described = boxes.describe(call, config, tile, flat, out, residual, kind)
     tiles = math.prod(counts) * tiles_n * config.splits
-    specialized_product[(min(tiles, _device(out.device)[1]),)](
+    specialized_product[(min(tiles, device_of(out.device).multiprocessors),)](
         *described, call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height,
         p.width, p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2], BK=config.bk,
         BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=residual is not None,
@@ -225,21 +224,6 @@ def _gathered(call: Product, config: Config, out: Tensor, kind: str) -> None:
     )  # fmt: skip
 
 
-def spatial_tile(p: Problem, bm: int) -> tuple[int, int, int]:
-    """(images, rows, columns), powers of two with product `bm`, that cover the result with little waste."""
-    if p.out_height == p.batch == 1:
-        return 1, 1, bm
-    tw = min(bm, 256, _floor_power(p.out_width) if p.out_width % 8 == 0 else triton.next_power_of_2(p.out_width))
-    while p.out_width % tw and tw > 8:  # 24 columns: three tiles of 8, not one of 32
-        tw //= 2
-    th = min(bm // tw, triton.next_power_of_2(p.out_height))
-    return bm // (tw * th), th, tw
-
-
-def _floor_power(n: int) -> int:
-    return 1 << (n.bit_length() - 1)
-
-
 def _picture(x_q: Tensor, p: Problem, box: tuple[int, int, int, int]) -> TensorDescriptor:
     tb, th, tw, bk = box
     if p.stride == 1:
@@ -254,7 +238,10 @@ def _weight_boxes(call: Product, config: Config) -> tuple[TensorDescriptor, Tens
     p, weight = call.problem, call.weight
 
     def box(part: Tensor, outputs: int) -> TensorDescriptor:
-        return TensorDescriptor(part, list(part.shape), list(part.stride()), [outputs, 1, config.bk * p.bits // 8])
+        by_tap = part.transpose(0, 1)
+        return TensorDescriptor(
+            by_tap, list(by_tap.shape), list(by_tap.stride()), [1, outputs, config.bk * p.bits // 8]
+        )
 
     if not p.groups:
         return box(weight, config.bn), box(weight, config.bn2 or config.bn)
@@ -295,17 +282,3 @@ def _result_shape(
     from mezzotint.kernels.triton.operators import result_shape
 
     return result_shape(x_q.shape, weight.shape, channels, kernel, stride, padding)
-
-
-_DEVICES: dict[torch.device, tuple[str, int, bool]] = {}
-
-
-def _device(device: torch.device) -> tuple[str, int, bool]:
-    """Name, multiprocessors, and whether it has the copy engine and wgmma (Hopper)."""
-    if device not in _DEVICES:
-        if device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            _DEVICES[device] = (properties.name, properties.multi_processor_count, properties.major >= 9)
-        else:
-            _DEVICES[device] = (device.type, 4, True)  # Triton's interpreter
-    return _DEVICES[device]

@@ -8,6 +8,10 @@ A linear product is a convolution with one tap of a picture [1, 1, M, K]. For ev
 What of (1) lies outside the picture, or beyond the last channel, arrives as zeros: no padding pass, no masks. With
 stride 2 the picture is seen as [B, H/2, 2, W/2, 2*C], so that every second pixel is a box too.
 
+The weight's box has its tap first: an axis of one element in front goes away without a reshape, and only then does
+Triton let the products of one step run into the next (`warp_group_dot_wait pendings = 1`). The same holds for `a` of a
+linear product; a box of several rows is reshaped, and comes to wgmma through registers.
+
 A tile is BM = TB*TH*TW positions by BN1 + BN2 outputs. Blocks are powers of two and widths of diffusion UNets are
 multiples of 320: 256 + 64 outputs share one `a`. K may be cut in SPLITS runs; `gathered.added_sums` adds their sums.
 """
@@ -34,7 +38,7 @@ COUNTS = (
 @triton.jit(do_not_specialize=COUNTS)
 def tiled_product(
     x,  # descriptor [B, H, W, C] int8, or [B, H/2, 2, W/2, 2C] with stride 2
-    weight1,  # descriptor [O, T, C] int8 (or [O, T, C'/2] with two codes a byte), box of BN1
+    weight1,  # descriptor [T, O, C] int8 (or [T, O, C'/2] with two codes a byte), box of BN1
     weight2,  # the same, box of BN2; with GROUPS == 2 the second group's, box of BN1
     out1,  # descriptor of the result [M, O] (FLAT) or [B, H', W', O]; of sums, one axis for the splits before
     out2,
@@ -98,12 +102,12 @@ def tiled_product(
             tap = k // blocks
             block = k % blocks
             a = tl.reshape(_box(x, b0, h0, w0, tap, block * BK, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK))
-            w1 = tl.reshape(weight1.load([n0, tap, block * BYTES]), (BN1, BYTES))
+            w1 = tl.reshape(weight1.load([tap, n0, block * BYTES]), (BN1, BYTES))
             if BITS == 4:
                 w1 = nibbles(w1, BN1, BK)
             acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)
             if BN2 > 0:
-                w2 = tl.reshape(weight2.load([n0 + BN1, tap, block * BYTES]), (BN2, BYTES))
+                w2 = tl.reshape(weight2.load([tap, n0 + BN1, block * BYTES]), (BN2, BYTES))
                 if BITS == 4:
                     w2 = nibbles(w2, BN2, BK)
                 acc2 = tl.dot(a, w2.T, acc2, out_dtype=tl.int32)
@@ -126,7 +130,7 @@ def tiled_product(
                 block = k % blocks
                 at = boundary + block * BK
                 a = tl.reshape(_box(x, b0, h0, w0, tap, at, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK))
-                w1 = tl.reshape(weight2.load([n0, tap, block * BYTES]), (BN1, BYTES))
+                w1 = tl.reshape(weight2.load([tap, n0, block * BYTES]), (BN1, BYTES))
                 if BITS == 4:
                     w1 = nibbles(w1, BN1, BK)
                 acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)

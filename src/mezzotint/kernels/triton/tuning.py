@@ -3,7 +3,7 @@
     Problem   what a product is, as far as its speed depends on it; `key` is its name in a table
     Config    how it runs: kernel, tile, warps, stages, splits of K
 
-The order of a look-up: the table shipped for the device, the user's cache, the model's best. `tune` measures.
+The order of a look-up: the table shipped for the device, the user's cache, the model's best; see `choice`.
 """
 
 from __future__ import annotations
@@ -91,34 +91,97 @@ _TILES = [  # bm, bn, bn2, warps
     (64, 256, 64, 4),
     (256, 64, 0, 8),
 ]
-SHARED = 232448 - 2048  # bytes a block may have on sm_90
+SHARED = 232448  # bytes a block may have on sm_90
+_RESERVED = 1024  # of every block
+_SMALL = 512  # barriers, and what keeps buffers aligned
 
 
 def candidates(
-    problem: Problem, multiprocessors: int = 132, *, tiled: bool = True, specialized: bool = True
+    problem: Problem,
+    multiprocessors: int = 132,
+    *,
+    tiled: bool = True,
+    specialized: bool = False,
+    shared: int = SHARED,
 ) -> list[Config]:
-    """Configurations that can run `problem`, the model's best first."""
+    """Configurations that can run `problem` in `shared` bytes a block, the model's best first."""
     found = []
     if tiled and specialized and refuses_specialized(problem) is None:
-        for base in _specialized(problem):
-            found += [replace(base, splits=s) for s in _splits(problem, base, multiprocessors)]
+        found += _specialized(problem)
     if tiled and refuses_tiled(problem) is None:
-        for bm, bn, bn2, warps in _TILES:
-            if (bn2 or bn == 256) and (problem.groups or problem.bits == 4):
-                continue
-            for bk in (64, 128):
-                room = SHARED // (2 if warps == 4 else 1)  # two blocks of four warps share a multiprocessor
-                staged = 256 * bm if problem.residual or problem.kind != "float" else 0  # what an epilogue needs
-                stages = min(7, (room - staged) // ((bm + bn + bn2) * bk))
-                if stages < 2 or (bk == 64 and problem.channels % 128 == 0):
-                    continue
-                base = Config("tiled", bm, bn, bk, bn2, warps, min(stages, 4 if bk == 128 else 7))
-                found += [replace(base, splits=s) for s in _splits(problem, base, multiprocessors)]
+        found += _tiled(problem, shared)
     if not found:
         for bm, bn, warps in ((128, 128, 8), (128, 64, 4), (64, 64, 4), (64, 32, 4), (128, 16, 4)):
-            base = Config("gathered", bm, bn, 64 if problem.channels >= 64 else 32, warps=warps, stages=3)
-            found += [replace(base, splits=s) for s in _splits(problem, base, multiprocessors)]
-    return sorted(found, key=lambda config: predicted(problem, config, multiprocessors))
+            found.append(Config("gathered", bm, bn, 64 if problem.channels >= 64 else 32, warps=warps, stages=3))
+    fitting = [config for config in found if shared_bytes(problem, config) <= shared]
+    split = [replace(c, splits=s) for c in fitting for s in _splits(problem, c, multiprocessors)]
+    return sorted(
+        (config for config in split if shared_bytes(problem, config) <= shared),
+        key=lambda config: predicted(problem, config, multiprocessors),
+    )
+
+
+def _tiled(problem: Problem, shared: int) -> list[Config]:
+    found = []
+    for bm, bn, bn2, warps in _TILES:
+        if (bn2 or bn == 256) and (problem.groups or problem.bits == 4):
+            continue
+        for bk in (64, 128):
+            if bk == 64 and problem.channels % 128 == 0:
+                continue
+            base = Config("tiled", bm, bn, bk, bn2, warps)
+            room = (shared + _RESERVED) // 2 - _RESERVED if warps == 4 else shared  # two blocks of four warps
+            fitting = [s for s in range(2, 5 if bk == 128 else 8)
+                       if shared_bytes(problem, replace(base, stages=s)) <= room]  # fmt: skip
+            if fitting:
+                found.append(replace(base, stages=fitting[-1]))
+                if problem.kernel == 1 and not bn2 and not problem.groups:
+                    found.append(replace(found[-1], persistent=True))
+    return found
+
+
+def shared_bytes(problem: Problem, config: Config) -> int:
+    """At most this much shared memory is what a block asks for; Triton's own number is known after compiling only.
+
+    A ring of STAGES buffers, and what results leave from. The latter takes the place of the ring where `a` comes
+    through registers (boxes of several rows of a picture), in a loop that is not persistent; else it stands beside.
+    """
+    outputs, item = config.bn + config.bn2, 4 if config.splits > 1 else problem.item_bytes
+    unpacked = max(config.bn, config.bn2) * config.bk if problem.bits == 4 else 0
+    ring = config.stages * config.bk * (config.bm + outputs * problem.bits // 8)
+    if config.kernel == "gathered":
+        return max(ring + unpacked, config.bm * config.bn * 4) + _RESERVED
+    if config.kernel == "specialized":
+        pieces = outputs // 64 if problem.residual else 2
+        return ring + config.stages * unpacked + 2 * pieces * 64 * 64 * item + 2 * _RESERVED
+    columns = min(config.bn, 128 if item == 1 else 64)
+    leaving = config.bm * columns * item // (2 if problem.kind == "geglu" and config.splits == 1 else 1)
+    if problem.residual and config.splits == 1:
+        leaving = max(leaving, 2 * config.bm * columns)
+    through_registers = problem.rows > 1 and spatial_tile(problem, config.bm)[2] < config.bm
+    if through_registers and not config.persistent and config.splits == 1:
+        leaving = max(0, leaving - ring)
+    return ring + unpacked + leaving + (_RESERVED if problem.groups else _SMALL)
+
+
+def spatial_tile(problem: Problem, bm: int) -> tuple[int, int, int]:
+    """(images, rows, columns), powers of two with product `bm`, that cover the result with little waste."""
+    p = problem
+    if p.out_height == p.batch == 1:
+        return 1, 1, bm
+    width, height = 1 << (p.out_width - 1).bit_length(), 1 << (p.out_height - 1).bit_length()
+    tw = min(bm, 256, 1 << (p.out_width.bit_length() - 1) if p.out_width % 8 == 0 else width)
+    while p.out_width % tw and tw > 8:  # 24 columns: three tiles of 8, not one of 32
+        tw //= 2
+    th = min(bm // tw, height)
+    return bm // (tw * th), th, tw
+
+
+def blocks_together(problem: Problem, config: Config) -> int:
+    """Blocks that share a multiprocessor of a Hopper: two of four warps if they fit, and one computes while the other
+    waits or writes."""
+    fits = 2 * (shared_bytes(problem, config) + _RESERVED) <= SHARED + _RESERVED
+    return 2 if config.kernel != "specialized" and config.warps == 4 and fits else 1
 
 
 def _specialized(problem: Problem) -> list[Config]:
@@ -128,7 +191,7 @@ def _specialized(problem: Problem) -> list[Config]:
             if bk == 64 and problem.channels % 128 == 0:
                 continue
             pieces = (bn + bn2) // 64 if problem.residual else 2
-            room = SHARED - 2 * pieces * 64 * 64 * problem.item_bytes - 16 * bk
+            room = SHARED - 2048 - 2 * pieces * 64 * 64 * problem.item_bytes - 16 * bk
             stages = min(8, room // ((128 + (bn + bn2) * (8 if problem.bits == 8 else 12) // 8) * bk))
             if stages >= 2:
                 found.append(Config("specialized", 128, bn, bk, bn2, 4, stages, persistent=True))
@@ -160,20 +223,23 @@ def predicted(problem: Problem, config: Config, multiprocessors: int) -> float:
     """Cycles that a launch takes, roughly: full tiles on a whole number of waves, an epilogue, and splits' traffic."""
     bn = config.bn + config.bn2
     tiles = math.ceil(problem.rows / config.bm) * math.ceil(problem.outputs / bn) * config.splits
-    together = multiprocessors * (
-        2 if config.kernel != "specialized" and config.warps == 4 and config.bm * bn <= 128 * 128 else 1
-    )
+    together = blocks_together(problem, config)
     steps = math.ceil(problem.kernel**2 * math.ceil(problem.channels / config.bk) / config.splits)
     intensity = 1.0 / (1.0 + 40.0 * (1 / config.bm + 1 / bn))  # operations a byte of shared memory
-    rate = (
-        {"specialized": 11000, "tiled": 9000, "gathered": 4500}[config.kernel] * intensity * multiprocessors / together
-    )
-    product = steps * 2 * config.bm * bn * config.bk / rate
+    rate = {"specialized": 11000, "tiled": 9000, "gathered": 4500}[config.kernel] * intensity
+    # Triton 3.6 waits for every int8 wgmma before the next step, which a second block hides
+    wait = 0 if config.kernel == "specialized" or together == 2 else 150
+    product = together * steps * (2 * config.bm * bn * config.bk / rate + wait)
     cost = {"specialized": 0.05, "tiled": 0.12, "gathered": 0.3}[config.kernel]
-    epilogue = config.bm * bn * cost * together / multiprocessors
-    waves = math.ceil(tiles / together)
+    cost *= {"geglu": 1.5, "codes": 1.2, "float": 1.0}[problem.kind] * (1.3 if problem.residual else 1.0)
+    epilogue = together * config.bm * bn * cost
+    start = 700 if config.persistent else 1500
+    alone = product + epilogue + start
+    if together == 2:
+        alone = max(product, epilogue) + 0.4 * min(product, epilogue) + start
+    waves = math.ceil(tiles / (multiprocessors * together))
     added = 4000 + problem.rows * problem.outputs * 8 * config.splits / 2000 if config.splits > 1 else 0
-    return waves * (product + epilogue + 1500) + added
+    return waves * alone + added
 
 
 def _splits(problem: Problem, config: Config, multiprocessors: int) -> list[int]:
@@ -185,11 +251,11 @@ def _splits(problem: Problem, config: Config, multiprocessors: int) -> list[int]
 
 
 @cache
-def shipped(device: str) -> dict[str, Config]:
-    """The table that is installed with the package for GPUs of this name; empty where there is none."""
+def shipped(family: str) -> dict[str, Config]:
+    """The table that is installed with the package for GPUs of this family ("sm_90 132": of 132 multiprocessors)."""
     source = resources.files("mezzotint.kernels.triton").joinpath("configurations.json")
     tables: dict[str, dict[str, dict[str, Any]]] = json.loads(source.read_text()) if source.is_file() else {}
-    return {key: Config(**fields) for key, fields in tables.get(device, {}).items()}
+    return {key: Config(**fields) for key, fields in tables.get(family, {}).items()}
 
 
 @cache
@@ -207,9 +273,10 @@ def cache_path(device: str) -> Path:
 
 def remember(device: str, key: str, config: Config) -> None:
     """Adds a tuned configuration to the cache, in memory and in its file."""
-    table = cached(device)
+    table, path = cached(device), cache_path(device)
+    if path.is_file():  # another process may have added to it
+        table |= {k: Config(**v) for k, v in json.loads(path.read_text()).items()}
     table[key] = config
-    path = cache_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps({k: asdict(v) for k, v in sorted(table.items())}, indent=1))
