@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -250,6 +251,19 @@ def time_int(shape: Shape, bits: int, configs: list[Any]) -> list[float]:
     return [median_us([lambda call=call, c=config: launch.run(call, c) for call in calls]) for config in configs]
 
 
+def add_to_table(path: Path, found: dict[str, Any]) -> None:
+    """Adds configurations to the file that is installed with the package, one a line, under this GPU's family."""
+    from mezzotint.kernels.triton.choice import device_of
+
+    tables = json.loads(path.read_text()) if path.is_file() else {}
+    tables.setdefault(device_of(torch.device("cuda", 0)).family, {}).update(found)
+    parts = []
+    for family, table in sorted(tables.items()):
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(table.items()))
+        parts.append(f" {json.dumps(family)}: {{\n{lines}\n }}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def ceilings() -> dict[str, float]:
     """What the chip reaches: bytes copied (read and written) a second, and bf16 operations of a large product."""
     a, b = (torch.randint(0, 99, (2**30,), device="cuda", dtype=torch.uint8) for _ in range(2))
@@ -297,6 +311,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=14, help="that compile")
     parser.add_argument("--specialized", action="store_true", help="the kernel of specialized warps too (experimental)")
     parser.add_argument("--skip-norms", action="store_true", help="products only")
+    parser.add_argument("--table", type=Path, help="add the best of each shape to this configurations.json")
     parser.add_argument("--json", required=True, help="file to write")
     options = parser.parse_args()
     from mezzotint.kernels.triton.tuning import candidates
@@ -345,7 +360,8 @@ def main() -> None:
         baseline, times = time_float(shape), time_int(shape, bits, usable)
         ranked = sorted(zip(times, usable, strict=True), key=lambda pair: pair[0])
         best, config = ranked[0]
-        report["configurations"][device][key] = asdict(config)
+        if len(ranked) > 2:
+            report["configurations"][device][key] = asdict(config)
         report["rows"].append({"network": network, **asdict(shape), "bits": bits, "bf16_us": baseline, "best_us": best,
                                "times": {c.name: t for t, c in ranked}})  # fmt: skip
         total = sums.setdefault((network, bits), [0.0, 0.0])
@@ -358,6 +374,8 @@ def main() -> None:
         torch.cuda.empty_cache()
         with open(options.json, "w") as file:
             json.dump(report, file)
+    if options.table:
+        add_to_table(options.table, report["configurations"][device])
     for (network, bits), (slow, fast) in sums.items():
         step = f"{slow / 1e3:.2f} ms in bf16, {fast / 1e3:.2f} in int8: {slow / fast:.2f}x"
         print(f"{network} w{bits}: products of a step {step}")

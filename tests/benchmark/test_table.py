@@ -113,4 +113,9 @@ def test_verdict_says_when_ours_is_not_the_best(fd: float, headline: str, words:
 
 
 def test_verdict_of_one_recipe_claims_nothing() -> None:
-    assert verdict([make_row("nearest")]).headline == "1 cell, no recipe beside eda-dm to compare it with."
+    assert verdict([make_row("nearest")]).headline == "1 cell, and nothing to compare them with."
+
+
+def test_verdict_without_ours_names_the_best() -> None:
+    found = verdict([make_row("nearest", fd=2.0), make_row("ptq4dm", fd=1.0)])
+    assert found.headline == "Closest to the float model: ptq4dm at W4A8."

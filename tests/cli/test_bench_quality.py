@@ -32,7 +32,7 @@ def test_a_table_from_nothing(model: str, tmp_path: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert result["left"] == []
-    assert result["verdict"] == ["2 cells, no recipe beside eda-dm to compare it with."]
+    assert result["verdict"] == ["2 cells, and nothing to compare them with."]
     assert all(Path(file).is_file() for file in result["files"])
     assert "tiny w4a8 nearest seed 1234: SQNR" in err
     rows = RowFile(tmp_path / "t").read()

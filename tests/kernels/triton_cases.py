@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from triton.runtime import interpreter
+from triton.runtime.errors import OutOfResources
 
+from mezzotint.errors import KernelError
 from mezzotint.kernels.contract import Geometry, Weighted
-from mezzotint.kernels.triton import Operand, conv2d_operand, exact, launch, launch_norms, linear_operand
+from mezzotint.kernels.triton import (
+    Operand,
+    choice,
+    conv2d_operand,
+    exact,
+    launch,
+    launch_norms,
+    linear_operand,
+    tuning,
+)
 from mezzotint.kernels.triton.operands import pack_nibbles, unpack_nibbles
-from mezzotint.kernels.triton.tuning import Config, refuses_specialized, refuses_tiled
+from mezzotint.kernels.triton.tuning import (
+    Config,
+    Problem,
+    candidates,
+    refuses_specialized,
+    refuses_tiled,
+    shared_bytes,
+)
 
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -188,3 +207,85 @@ def test_layer_norm_and_geglu() -> None:
     for got, expected in pairs:
         assert (got.int() - expected.int()).abs().max() <= 1
         assert (got != expected).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("config", [Config("tiled", 16, 32, 64, 0, 4, 2), Config("gathered", 16, 32, 64, 0, 4, 2)])
+def test_packed_weights_are_filled_up_with_zeros_that_count(config: Config) -> None:
+    """With stride 2 a block of channels reaches into the next pixel, and only zeros of the weight hide that."""
+    x_q, operand = convolution((1, 6, 6, 80, 96, 3, 2, 4))
+    x_q.fill_(-128)
+    weight = pack_nibbles(torch.full((96, 9, 80), -8, dtype=torch.int8, device=DEVICE))
+    if not INTERPRETED:
+        config = replace(config, bm=64, bn=64)
+    product, expected = call(x_q, replace(operand, weight=weight), torch.int32)
+    launch.run(product, config)
+    assert torch.equal(product.out, expected)
+
+
+def problems() -> list[Problem]:
+    """Linear, with everything an epilogue can do, and convolutions, of Stable Diffusion's sizes."""
+    linear = Problem(1, 1, 16384, 640, 640, 1, 16384, 1, 1, (0, 0, 0, 0), 8, (), "float", 2, True)
+    picture = Problem(16, 64, 64, 320, 320, 64, 64, 3, 1, (1, 1, 1, 1), 8, (), "float", 2, True)
+    small = replace(picture, height=8, width=8, out_height=8, out_width=8, channels=1280, outputs=1280)
+    geglu = replace(linear, kind="geglu", item_bytes=1, residual=False, outputs=5120)
+    return [linear, geglu, replace(linear, bits=4), picture, small, replace(small, bits=4), replace(picture, stride=2)]
+
+
+@pytest.mark.parametrize("shared", [232448, 166912, 101376])  # of sm_90, sm_80, sm_89
+def test_candidates_fit_into_shared_memory(shared: int) -> None:
+    for problem in problems():
+        for tiled in (True, False):
+            found = candidates(problem, tiled=tiled, specialized=True, shared=shared)
+            assert found
+            assert all(shared_bytes(problem, config) <= shared for config in found)
+    assert not [c for p in problems() for c in candidates(p) if c.kernel == "specialized"]
+
+
+class Tries:
+    """An attempt that notes what was tried; some configurations ask for too much."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.tried: list[Config] = []
+        self.refuses = refuses
+
+    def __call__(self, config: Config) -> None:
+        self.tried.append(config)
+        if len(self.tried) <= self.refuses:
+            raise OutOfResources(245824, 232448, "shared memory")
+
+
+def test_what_does_not_fit_is_passed_over_and_remembered() -> None:
+    problem, place = replace(problems()[0], width=16383, out_width=16383), torch.device("cpu")
+    attempt = Tries(refuses=2)
+    assert choice.launch_best(problem, place, attempt) == attempt.tried[2]
+    again = Tries()
+    assert choice.launch_best(problem, place, again) == attempt.tried[2]
+    assert len(again.tried) == 1
+    with pytest.raises(KernelError, match="no configuration fits cpu; tried tiled"):
+        choice.launch_best(replace(problem, width=5, out_width=5), place, Tries(refuses=10**6))
+
+
+def test_an_unknown_shape_is_tuned_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    problem, place = replace(problems()[0], width=777, out_width=777), torch.device("cpu")
+    monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice, "_can_measure", lambda place: True)
+    monkeypatch.setattr(choice, "_CHOSEN", {})
+    tuning.cached.cache_clear()
+    order = candidates(problem, 4)
+    measured: list[Config] = []
+
+    def bench(call: Any, **options: Any) -> float:
+        call()
+        measured.append(order[len(measured)])
+        return -float(len(measured))  # the last is the fastest
+
+    fastest = choice.fastest
+    monkeypatch.setattr(choice, "fastest", lambda configs, attempt: fastest(configs, attempt, bench))
+    best = choice.launch_best(problem, place, Tries())
+    assert measured == order[: choice.TRIED]
+    assert best == measured[-1]
+    monkeypatch.setattr(choice, "_CHOSEN", {})
+    tuning.cached.cache_clear()
+    assert choice.launch_best(problem, place, Tries()) == best
+    assert len(measured) == choice.TRIED
+    tuning.cached.cache_clear()

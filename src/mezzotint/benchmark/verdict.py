@@ -42,8 +42,13 @@ def _headline(blocks: Sequence[Block], rows: int) -> str:
     """In how many settings ours is best by the Frechet distance; how many cells there are where nothing can be said."""
     standings = [dict(zip((line.name for line in b.lines), b.standings(FD), strict=True)) for b in blocks]
     compared = [found[OURS] for found in standings if OURS in found and len(found) > 1]
+    if not compared and any("best" in block.standings(FD) for block in blocks):
+        firsts = [
+            f"{block.lines[i].name} at {block.bits.upper()}" for block in blocks if (i := block.best(FD)) is not None
+        ]
+        return f"Closest to the float model: {', '.join(firsts)}."
     if not compared:
-        return f"{rows} cell{'s' if rows != 1 else ''}, no recipe beside {OURS} to compare it with."
+        return f"{rows} cell{'s' if rows != 1 else ''}, and nothing to compare them with."
     best, close = compared.count("best"), compared.count("within")
     settings = f"{len(compared)} setting{'s' if len(compared) != 1 else ''}"
     if not best:

@@ -25,23 +25,28 @@ class NormConfig:
 
 
 def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[NormConfig]:
-    """Ways to run a GroupNorm of [batch, rows, channels], the one to take first."""
+    """Ways to run a GroupNorm of [batch, rows, channels], the one to take first.
+
+    One launch wins where a program holds few elements, the fewer the better; with many to hold and many programs, two
+    launches do.
+    """
     width, found = channels // groups, []
     for together in (1, 2, 4, 8):
         elements = triton.next_power_of_2(rows) * triton.next_power_of_2(width * together)
         if groups % together == 0 and elements <= 32768 and width * together >= 8:
             warps = max(4, min(16, elements // 2048))
-            found.append(NormConfig(True, together, triton.next_power_of_2(rows), warps=warps))
-    found.sort(key=lambda c: (batch * groups // c.groups < 64, -c.groups))
+            found.append((elements, NormConfig(True, together, triton.next_power_of_2(rows), warps=warps)))
+    whole = [config for _, config in found]
     together = triton.next_power_of_2(groups)
     while together > 1 and together * width > 512:
         together //= 2
-    for warps, elements in ((4, 4096), (8, 8192)):
+    two = []
+    for warps, elements in ((4, 4096), (4, 2048), (8, 8192)):
         block = max(1, elements // triton.next_power_of_2(together * width))
         blocks = -(-groups // together)
-        runs = max(1, min(64, -(-rows // block), 528 // (batch * blocks)))
-        found.append(NormConfig(False, together, block, runs, warps))
-    return found
+        runs = max(1, min(64, -(-rows // block), 1056 // (batch * blocks)))
+        two.append(NormConfig(False, together, block, runs, warps))
+    return two + whole if found and found[0][0] > 16384 and batch * groups > 128 else whole + two
 
 
 def nhwc_group_norm(*norm: Any) -> Tensor:
@@ -103,11 +108,13 @@ def group_norm(
         x, second_, added_, sums, *sizes, per_run, width=width, BM=c.rows, BC=block, BG=c.groups,
         HAS_SECOND=flags["HAS_SECOND"], HAS_ADDED=flags["HAS_ADDED"], num_warps=c.warps,
     )  # fmt: skip
-    columns = min(512, triton.next_power_of_2(channels))
-    norms.group_norm[(runs, batch, triton.cdiv(channels, columns))](
-        x, second_, added_, sums, *affine, out, *sizes, runs, eps, *step_of(*grid), per_run,
-        width=width, BM=max(1, c.rows * block // columns), BC=columns, BR=triton.next_power_of_2(runs),
-        BG=triton.next_power_of_2(groups), **flags, num_warps=c.warps,
+    columns = _columns(channels)
+    block, blocks = max(1, c.rows * block // columns), triton.cdiv(channels, columns)
+    at_once = max(1, min(-(-rows // block), 1056 // (batch * blocks)))
+    norms.group_norm[(at_once, batch, blocks)](
+        x, second_, added_, sums, *affine, out, *sizes, runs, eps, *step_of(*grid),
+        triton.cdiv(rows, at_once * block) * block, width=width, BM=block, BC=columns,
+        BR=triton.next_power_of_2(runs), BG=triton.next_power_of_2(groups), **flags, num_warps=c.warps,
     )  # fmt: skip
     return out
 
@@ -144,7 +151,7 @@ def nhwc_codes(x: Tensor, second: Tensor | None, scale: float, zero_point: int, 
     """Equation (5) of [x | second]."""
     out = _joined(x, second, torch.int8)
     channels = out.shape[-1]
-    rows, block = out.numel() // max(1, channels), min(512, triton.next_power_of_2(channels))
+    rows, block = out.numel() // max(1, channels), _columns(channels)
     if out.numel():
         norms.codes[(triton.cdiv(rows, 4096 // block), triton.cdiv(channels, block))](
             x.contiguous(), some_or(second, x).contiguous(), out, rows, x.shape[-1], channels - x.shape[-1],
@@ -157,3 +164,9 @@ def nhwc_codes(x: Tensor, second: Tensor | None, scale: float, zero_point: int, 
 def _joined(x: Tensor, second: Tensor | None, dtype: torch.dtype) -> Tensor:
     channels = x.shape[-1] + (0 if second is None else second.shape[-1])
     return torch.empty((*x.shape[:-1], channels), dtype=dtype, device=x.device)
+
+
+def _columns(channels: int) -> int:
+    """Channels of a block: a power of two that divides them if it is not too short; lanes beyond the last are lost."""
+    dividing = min(512, channels & -channels)
+    return dividing if dividing >= 64 else min(512, triton.next_power_of_2(channels))

@@ -93,7 +93,7 @@ _TILES = [  # bm, bn, bn2, warps
 ]
 SHARED = 232448  # bytes a block may have on sm_90
 _RESERVED = 1024  # of every block
-_SMALL = 512  # barriers, and what keeps buffers aligned
+_SMALL = 1024  # barriers, and what keeps buffers aligned
 
 
 def candidates(
@@ -145,6 +145,7 @@ def shared_bytes(problem: Problem, config: Config) -> int:
 
     A ring of STAGES buffers, and what results leave from. The latter takes the place of the ring where `a` comes
     through registers (boxes of several rows of a picture), in a loop that is not persistent; else it stands beside.
+    Boxes of 64 channels and several rows are also copied once.
     """
     outputs, item = config.bn + config.bn2, 4 if config.splits > 1 else problem.item_bytes
     unpacked = max(config.bn, config.bn2) * config.bk if problem.bits == 4 else 0
@@ -154,14 +155,18 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     if config.kernel == "specialized":
         pieces = outputs // 64 if problem.residual else 2
         return ring + config.stages * unpacked + 2 * pieces * 64 * 64 * item + 2 * _RESERVED
-    columns = min(config.bn, 128 if item == 1 else 64)
-    leaving = config.bm * columns * item // (2 if problem.kind == "geglu" and config.splits == 1 else 1)
+    piece, halved = 128 if item == 1 else 64, 2 if problem.kind == "geglu" and config.splits == 1 else 1
+    widths = {min(n, piece) for n in (config.bn, config.bn2) if n}  # boxes of one width share a buffer
+    leaving = config.bm * sum(widths) * item // halved
     if problem.residual and config.splits == 1:
-        leaving = max(leaving, 2 * config.bm * columns)
-    through_registers = problem.rows > 1 and spatial_tile(problem, config.bm)[2] < config.bm
-    if through_registers and not config.persistent and config.splits == 1:
-        leaving = max(0, leaving - ring)
-    return ring + unpacked + leaving + (_RESERVED if problem.groups else _SMALL)
+        arriving = 2 * config.bm * sum(widths)
+        leaving = leaving + arriving if config.persistent else max(leaving, arriving)
+    copied = 0
+    if spatial_tile(problem, config.bm)[2] < config.bm:  # `a` goes through registers
+        copied = config.bm * config.bk if config.bk < 128 else 0
+        if not config.persistent and config.splits == 1:
+            leaving = max(0, leaving - ring)
+    return ring + unpacked + copied + leaving + _SMALL
 
 
 def spatial_tile(problem: Problem, bm: int) -> tuple[int, int, int]:
@@ -227,8 +232,8 @@ def predicted(problem: Problem, config: Config, multiprocessors: int) -> float:
     steps = math.ceil(problem.kernel**2 * math.ceil(problem.channels / config.bk) / config.splits)
     intensity = 1.0 / (1.0 + 40.0 * (1 / config.bm + 1 / bn))  # operations a byte of shared memory
     rate = {"specialized": 11000, "tiled": 9000, "gathered": 4500}[config.kernel] * intensity
-    # Triton 3.6 waits for every int8 wgmma before the next step, which a second block hides
-    wait = 0 if config.kernel == "specialized" or together == 2 else 150
+    # Triton 3.6 waits for every int8 wgmma before the next step, which a second block hides in part
+    wait = 0 if config.kernel == "specialized" else 500 if together == 1 else 200
     product = together * steps * (2 * config.bm * bn * config.bk / rate + wait)
     cost = {"specialized": 0.05, "tiled": 0.12, "gathered": 0.3}[config.kernel]
     cost *= {"geglu": 1.5, "codes": 1.2, "float": 1.0}[problem.kind] * (1.3 if problem.residual else 1.0)
