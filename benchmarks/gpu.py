@@ -243,6 +243,8 @@ def rows_of(jobs: list[Job], options: argparse.Namespace, began: float) -> list[
             print(
                 f"{job.name} {'ready' if job.ready else 'FAILED'} after {time.perf_counter() - began:.0f} s", flush=True
             )
+            if not job.ready:  # why, in case what follows fails too
+                print(job.told(), flush=True)
             waiting.remove(job)
         time.sleep(POLL)
     for job in waiting:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 CASES = [Path(__file__).with_name(name) for name in ("triton_cases.py", "flash_cases.py")]
-QUICK = "(accumulators and 24) or ties"
+QUICK = "(accumulators and 24) or ties or packed or candidates or passed or tuned"
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,21 @@ QUICK = "(accumulators and 24) or ties"
 )
 def test_triton_kernels(interpret: bool, chosen: str) -> None:
     pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
+    run(CASES, {"TRITON_INTERPRET": "1"} if interpret else {}, chosen)
+
+
+@pytest.mark.slow
+def test_shared_memory_that_triton_asks_for_is_bounded(tmp_path: Path) -> None:
+    """Compiles for sm_90, without a GPU."""
+    pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
+    run([Path(__file__).with_name("shared_cases.py")], {"TRITON_CACHE_DIR": str(tmp_path)}, "")
+
+
+def run(cases: list[Path], more: dict[str, str], chosen: str) -> None:
+    """Collects `cases` in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | more
     options = ["-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=", "-k", chosen]
-    command = [sys.executable, "-m", "pytest", "-q", *options, *map(str, CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", *options, *map(str, cases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
     assert " passed" in done.stdout

@@ -71,8 +71,8 @@ def _codes_meta(
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """In float32."""
     _check(q, k, v, heads)
-    split = [x.float().unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
+    a, b, c = (x.float().unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(a, b, c, scale=scale).transpose(1, 2).flatten(2)
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
@@ -93,8 +93,8 @@ def _on_gpu(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor
 
     if refuses(q, heads) is None:
         return flash.attend(q, k, v, heads, scale, None)
-    split = [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
+    a, b, c = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(a, b, c, scale=scale).transpose(1, 2).flatten(2)
 
 
 def _codes_on_gpu(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
@@ -43,7 +44,8 @@ def device_of(device: torch.device) -> Device:
         return Device(device.type, "none", 4, True, SHARED)
     found = torch.cuda.get_device_properties(device)
     family = f"sm_{found.major}{found.minor} {found.multi_processor_count}"
-    shared = found.shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]  # what Triton compares with
     return Device(found.name, family, found.multi_processor_count, found.major == 9, shared)
 
 
