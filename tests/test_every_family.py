@@ -129,6 +129,7 @@ class _Killer(NullProgress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_a_text_model_goes_on_with_its_conditions(tmp_path: Path) -> None:
     pipeline, whole = learned("sd")
     with pytest.raises(KeyboardInterrupt):
@@ -160,6 +161,7 @@ def test_guidance_doubles_the_rows_and_nothing_breaks_without(
     assert int((states[:, 0] == nothing).all(1).sum()) == rows - N
 
 
+@pytest.mark.slow
 def test_half_precision_caches_in_files_change_less_than_quantizing_does() -> None:
     pipeline, full = learned("ldm-class")
     half = simulate(pipeline, config("ldm-class", cache_dtype="float16", cache_gb=1e-5), device="cpu")
