@@ -150,6 +150,13 @@ def test_verbs_stay_callable_whatever_was_imported_before() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_optimization_finds_its_operators_when_nothing_was_imported_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import mezzotint.optimization"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_kind'"):
         getattr(mezzotint, "nothing_of_the_kind")  # noqa: B009

@@ -156,6 +156,9 @@ def test_packed_weights_give_the_same_bits_and_stay_packed() -> None:
     assert torch.equal(eps(optimize_network_(network, fuse=False, weights="unpacked")), eps(plain))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # inductor's own imports
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_torch_compile_takes_the_plain_network_as_one_graph(backend: str) -> None:
     network = fresh("pixels")

@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx
 
+from mezzotint.kernels import fused, traced  # noqa: F401 - they define the operators that are named here and beside
+
 CODES = torch.ops.mezzotint.codes
 _VALUE = "example_value"  # where the tracer puts it
 
