@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "gpu": {"kernels", "layers"},
     "optimization": {"fusing", "gpu", "layers"},
     "speed": {"layers", "models"},
-    "benchmark": {"base", "config", "evaluation", "manifest", "pipeline", "recipes", *NUMBERS, *DIFFUSION},
+    "benchmark": {"base", "calibration", "config", "evaluation", "manifest", "pipeline", "recipes", *NUMBERS, *DIFFUSION},
     "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }
 ABOVE_ALL = {"top", "cli"}

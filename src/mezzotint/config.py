@@ -48,6 +48,7 @@ class RangeConfig(_Frozen):
 
     norm: float = Field(2.4, gt=0, description="p of the L_p rounding error")
     candidates: int = Field(100, ge=1, description="clip thresholds tried; 1 clips nothing (min-max ranges)")
+    clip_activations: bool = Field(True, description="False: activations keep min-max ranges, weights are searched")
     symmetric_activations: bool = Field(False, description="True wastes almost a bit on what follows SiLU")
     method: Literal["pooled", "ema"] = Field(
         "pooled", description="'pooled': one search over all rows; 'ema': a search per batch, averaged, as released"

@@ -2,11 +2,13 @@
 
 Every cell of a table draws the images n = 0 ... samples - 1 from the seeds n with the prompts or classes n of the
 evaluation split, with the *simulated* network: float arithmetic on grid values, what the integer network computes up to
-the last bits of a float32 sum. The float model's images are drawn once for each sampler.
+the last bits of a float32 sum. The float model's images are drawn once for each sampler. Bytes and bit operations are
+those of the integer network that the cell's plan of layers makes; how fast that is, a simulation cannot say.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,23 +24,26 @@ from torch import Tensor, nn
 
 from mezzotint.base import base_info
 from mezzotint.benchmark.plan import Cell
-from mezzotint.benchmark.rows import IMAGES, Row, Sheets
+from mezzotint.benchmark.rows import IMAGES, USUAL_SOURCE, Row, Sheets, Told
 from mezzotint.benchmark.scoring import Scorer, find_reference, usual_metrics
-from mezzotint.evaluation.cost import device_name
+from mezzotint.calibration.parts import quantize_parts
+from mezzotint.evaluation.cost import count_macs, device_name, fixed_cost
+from mezzotint.evaluation.drawing import repeated
 from mezzotint.evaluation.evaluate import compare_pairs, compare_sets
 from mezzotint.evaluation.features import basis_for, train_statistics
 from mezzotint.evaluation.layers import LAYER_STEPS, LAYER_TRAJECTORIES, LayerSqnr, layer_sqnr
 from mezzotint.evaluation.pictures import contact_sheet, write_png
 from mezzotint.evaluation.result import Versions
-from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sqnr, measured_steps
+from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sampler_sqnr, mean_sqnr, measured_steps
 from mezzotint.manifest import BaseInfo
-from mezzotint.models.conditioning import condition_inputs, encode_conditions
+from mezzotint.models.conditioning import Inputs, condition_inputs, encode_conditions
 from mezzotint.models.conditions import Conditions
-from mezzotint.models.denoiser import network_of, sample_shape
+from mezzotint.models.denoiser import example_inputs, network_of, sample_shape
 from mezzotint.models.families import model_folder
 from mezzotint.pipeline import Simulation, simulate, with_network
 from mezzotint.progress import Progress
 from mezzotint.sampling.config import SamplerConfig
+from mezzotint.sampling.guidance import is_guided
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import sample
 
@@ -52,7 +57,9 @@ class Bench:
     Attributes:
         pipeline: the float model, on `device`.
         folder: of the table; pictures go to its folder `images`.
-        conditions: a row for each image; None for unconditional models.
+        inputs, told, conditions: prompts or classes, what a row says of them, and a row for each image; None for
+            unconditional models.
+        macs: multiply-accumulates of one call for one image, by layer.
         references: the float model's images by the sampler that drew them.
     """
 
@@ -63,7 +70,10 @@ class Bench:
     batch_size: int
     scorer: Scorer
     base: BaseInfo
+    inputs: list[Any] | None
+    told: Told | None
     conditions: Conditions | None
+    macs: dict[str, int]
     references: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -77,16 +87,21 @@ class Bench:
         batch_size: int,
         metrics: Sequence[str] | None = (),
         reference: str | None = None,
+        inputs: Inputs | None = None,
+        source: str = USUAL_SOURCE,
     ) -> Bench:
-        """Moves the pipeline to the device and encodes the prompts of the evaluation split.
+        """Moves the pipeline to the device and encodes what it is to draw.
 
         Args:
+            inputs: prompts or classes, begun again where there are fewer than images; None is the evaluation split.
+            source: where they come from, in words for the rows.
             metrics: distribution scores to take; None is `usual_metrics`.
             reference: what they compare with; None is `find_reference`.
         """
         base = base_info(pipeline)
         pipeline.to(device)
-        conditions = encode_conditions(pipeline, condition_inputs(pipeline, "evaluation", samples))
+        given = condition_inputs(pipeline, "evaluation", samples) if inputs is None else repeated(inputs, samples)
+        conditions = encode_conditions(pipeline, given)
         scorer = Scorer(
             metrics=usual_metrics(pipeline) if metrics is None else tuple(metrics),
             reference=find_reference(pipeline, reference),
@@ -95,11 +110,16 @@ class Bench:
             batch_size=batch_size,
         )
         scorer.check(samples)
-        return cls(pipeline, folder, samples, device, batch_size, scorer, base, conditions)
+        told = None if conditions is None else told_of(conditions.labels, source)
+        network = network_of(pipeline)
+        macs = count_macs(network, *example_inputs(network))
+        return cls(pipeline, folder, samples, device, batch_size, scorer, base, given, told, conditions, macs)
 
     def images(self, pipeline: DiffusionPipeline, sampler: SamplerConfig) -> Tensor:
-        """Images [N, C, H, W] of all seeds, on the CPU."""
-        drawing: dict[str, Any] = {"conditions": self.conditions, "device": self.device}
+        """Images [N, C, H, W] of all seeds, on the CPU. A pipeline with a text encoder of its own encodes with it."""
+        own = pipeline.components.get("text_encoder") is not self.pipeline.components.get("text_encoder")
+        conditions = encode_conditions(pipeline, self.inputs) if own else self.conditions
+        drawing: dict[str, Any] = {"conditions": conditions, "device": self.device}
         return sample(pipeline, list(range(self.samples)), sampler=sampler, batch_size=self.batch_size, **drawing)
 
     def reference(self, sampler: SamplerConfig) -> Tensor:
@@ -118,7 +138,9 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
         simulation = simulate(
             bench.pipeline, cell.config, device=bench.device, progress=progress, resume_dir=resume_dir
         )
-    quantized = with_network(bench.pipeline, simulation.network)
+        parts = quantize_parts(bench.pipeline, cell.config, torch.device(bench.device), progress)
+    others = {name: part.network.to(bench.device) for name, part in parts.items()}
+    quantized = with_network(bench.pipeline, simulation.network, **others)
     with clock("sample"):
         images = bench.images(quantized, sampler)
     with clock("sqnr"):
@@ -133,6 +155,7 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
         kind=cell.kind,
         note=cell.note,
         sqnr_db=mean_sqnr(steps),
+        sampler_sqnr_db=mean_sampler_sqnr(steps),
         sqnr_steps_db=[row.sqnr_db for row in steps],
         steps=steps,
         **figures,
@@ -141,10 +164,14 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
         layers=layers,
         seconds={**simulation.results["seconds"], **clock.seconds},
         sheets=save_sheets(bench, cell, reference, images),
+        cost=fixed_cost(bench.pipeline, quantized, simulation.plan, bench.macs),
+        calls=calls_of_an_image(sampler, bench.conditions),
+        parts={name: {"bits": part.bits, **finite(part.results)} for name, part in parts.items()},
         device=device_name(torch.device(bench.device)),
         config=cell.config.model_dump(mode="json"),
         base=bench.base,
         image_seeds=(0, bench.samples - 1),
+        told=bench.told,
         versions=Versions.here(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -179,11 +206,17 @@ def compared(bench: Bench, reference: Tensor, images: Tensor) -> dict[str, Any]:
     pairs = compare_pairs(reference.to(bench.device), images.to(bench.device))
     folder = model_folder(bench.pipeline)
     distance = compare_sets(reference, images, basis_for(folder, reference), train=train_statistics(folder))
+    estimates = {"psnr_pooled_db": pairs.psnr_pooled, "ssim": pairs.ssim, "lpips": pairs.lpips}
+    intervals = {name: (found.low, found.high) for name, found in estimates.items() if found is not None}
+    if distance.train is not None and distance.train.quantized_interval is not None:
+        intervals["fd_train"] = distance.train.quantized_interval
     return {
         "psnr_pooled_db": pairs.psnr_pooled.value,
         "psnr_mean_db": pairs.psnr_mean.value,
         "psnr_interval_db": (pairs.psnr_mean.low, pairs.psnr_mean.high),
         "ssim": None if pairs.ssim is None else pairs.ssim.value,
+        "lpips": None if pairs.lpips is None else pairs.lpips.value,
+        "intervals": intervals,
         "fd": distance.fd.value,
         "fd_interval": (distance.fd.low, distance.fd.high),
         "fd_train": None if distance.train is None else distance.train.quantized_fd,
@@ -210,11 +243,12 @@ def save_sheets(bench: Bench, cell: Cell, reference: Tensor, images: Tensor) -> 
     """Writes the first images of both models for the report, and says where."""
     folder = bench.folder / IMAGES
     folder.mkdir(parents=True, exist_ok=True)
-    steps = cell.config.sampler.steps
-    name = slug(f"{cell.label} {cell.key['iters']} iterations {cell.key['calib_size']} of {bench.samples}")
+    shown = "" if bench.told is None else bench.told.sha256
+    drawn = digest(cell.config.sampler.model_dump_json() + shown)
+    whole = digest(cell.config.model_dump_json() + shown + str(bench.samples))
     paths = [
-        f"{IMAGES}/{slug(f'{cell.model} float {steps} steps {cell.config.sampler.kind}')}.png",
-        f"{IMAGES}/{name}.png",
+        f"{IMAGES}/{slug(f'{cell.model} float')}-{drawn}.png",
+        f"{IMAGES}/{slug(cell.label)}-{whole}.png",
     ]
     sheets = [contact_sheet(batch) for batch in (reference, images)]
     for path, sheet in zip(paths, sheets, strict=True):
@@ -226,6 +260,23 @@ def save_sheets(bench: Bench, cell: Cell, reference: Tensor, images: Tensor) -> 
         columns=sheets[0].columns,
         side=(reference.shape[-2], reference.shape[-1]),
     )
+
+
+def told_of(labels: Sequence[str], source: str) -> Told:
+    """What a row says of its prompts or classes."""
+    lines = "\n".join(labels).encode()
+    return Told(source=source, count=len(set(labels)), sha256=hashlib.sha256(lines).hexdigest())
+
+
+def calls_of_an_image(sampler: SamplerConfig, conditions: Conditions | None) -> int:
+    """Rows that the network sees for one image: a step each, PLMS one more, with guidance twice as many."""
+    calls = sampler.steps + (1 if sampler.kind == "plms" else 0)
+    return 2 * calls if is_guided(conditions, sampler.guidance_scale) else calls
+
+
+def digest(text: str) -> str:
+    """Twelve digits by which two texts are told apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def slug(words: str) -> str:

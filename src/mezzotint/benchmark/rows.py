@@ -6,30 +6,35 @@
     DIR/unfinished/     checkpoints of the cell that is being calibrated
 
 A line is written by one call and flushed to the disk. A process killed in the middle of it leaves a line without an
-end, which the next run cuts off; any other line that cannot be read is an error. So folders of several machines are
-put together with `cat` and `cp`.
+end, which the next run cuts off; any other line that cannot be read is an error. A cell that has two lines counts
+once, the later line, and a log line says so. So lines of several machines may be put together with `cat`; `merging`
+does that, with their pictures.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mezzotint.benchmark.plan import Cell, Kind, same_work
+from mezzotint.benchmark.plan import SPENDING, Cell, Kind, label, same_work
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import OutputError, ResumeError
+from mezzotint.evaluation.cost import FixedCost
 from mezzotint.evaluation.layers import LayerSqnr
+from mezzotint.evaluation.pages import settings
 from mezzotint.evaluation.result import Versions
 from mezzotint.evaluation.steps import StepSqnr
 from mezzotint.manifest import BaseInfo
 
 ROWS, PLANNED, IMAGES, UNFINISHED = "rows.jsonl", "planned.json", "images", "unfinished"
+USUAL_SOURCE = "evaluation split"
 KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant")
 
 logger = logging.getLogger("mezzotint")
@@ -52,6 +57,22 @@ class Sheets(BaseModel):
     side: tuple[int, int]
 
 
+class Told(BaseModel):
+    """What the images of a conditional model show.
+
+    Attributes:
+        source: "evaluation split", or where the user took them from.
+        count: of different prompts or classes.
+        sha256: of all of them in the order of the images, a line each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    count: int
+    sha256: str
+
+
 class Row(BaseModel):
     """One finished cell: its name, its figures, and all that made them.
 
@@ -59,12 +80,15 @@ class Row(BaseModel):
         model ... variant: the cell's name (`plan.Cell.key`); `seed` is the calibration's.
         kind, note: as in `plan.Cell`.
         sqnr_db: mean over ten evenly chosen steps of the float trajectory; both networks get the same rows.
+        sampler_sqnr_db: the same of eps as the sampler uses it, guided and corrected.
         sqnr_steps_db, steps: these ten values; with their steps and times.
         psnr_pooled_db: one mean squared error over all images, [-1, 1].
         psnr_mean_db: mean over images of each image's PSNR.
         psnr_interval_db: of psnr_mean_db, as `evaluation.intervals`.
+        lpips: mean over images, where the weights of its network are on the disk.
         fd, fd_interval: Frechet distance to the float model's images in `features`.
         fd_train, fd_train_float: the same to the training images; what the float model's images have.
+        intervals: of other figures, by their names here.
         scores, float_scores: distribution scores of this cell and of the float model, as `scoring` takes them.
         warnings: what a reader must know before quoting a figure.
         counts, selection: calibration samples of each step; how they came about.
@@ -72,7 +96,10 @@ class Row(BaseModel):
         layers: SQNR of single layers on the float network's inputs.
         undecided: mean share of soft roundings that were undecided when made hard.
         seconds: by part.
+        cost: bytes and bit operations of this very plan of layers. calls: network rows that one image takes.
+        parts: bits and SQNR of the other networks, where they are quantized too.
         config: every option. base: name and hash of the float weights. image_seeds: first and last.
+        told: prompts or classes of the images; None for unconditional models.
         command: what was typed, "" if nothing was.
     """
 
@@ -90,17 +117,20 @@ class Row(BaseModel):
     note: str = ""
 
     sqnr_db: float
+    sampler_sqnr_db: float | None = None
     sqnr_steps_db: list[float]
     steps: list[StepSqnr] = []
     psnr_pooled_db: float
     psnr_mean_db: float
     psnr_interval_db: tuple[float, float] | None = None
     ssim: float | None
+    lpips: float | None = None
     fd: float
     fd_interval: tuple[float, float]
     fd_train: float | None
     fd_train_float: float | None
     features: str
+    intervals: dict[str, tuple[float, float]] = {}
     scores: list[dict[str, Any]] = []
     float_scores: list[dict[str, Any]] = []
     warnings: list[str] = []
@@ -113,11 +143,15 @@ class Row(BaseModel):
     ms_per_iteration: float | None
     seconds: dict[str, float]
     sheets: Sheets | None = None
+    cost: FixedCost | None = None
+    calls: int | None = None
+    parts: dict[str, dict[str, Any]] = {}
 
     device: str
     config: dict[str, Any]
     base: BaseInfo | None = None
     image_seeds: tuple[int, int] | None = None
+    told: Told | None = None
     versions: Versions | None = None
     created: str | None = None
     command: str = ""
@@ -126,6 +160,27 @@ class Row(BaseModel):
     def key(self) -> dict[str, Any]:
         """What names the cell."""
         return {name: getattr(self, name) for name in KEY}
+
+    @property
+    def weights(self) -> str:
+        """Hash of the float weights, "" in rows of before it was recorded."""
+        return "" if self.base is None else self.base.sha256
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What the cell computed: every option but `SPENDING` by its dotted name, with the default where the row is
+        older than the option."""
+        return dict(_options(json.dumps(self.config)))
+
+    @property
+    def shown(self) -> str:
+        """Hash of what the images show, "" for the evaluation split, which rows do not say that are older."""
+        return "" if self.told is None or self.told.source == USUAL_SOURCE else self.told.sha256
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Equal for two rows of one cell."""
+        return (self.model, self.weights, self.variant, str(self.samples), self.shown, str(self.options))
 
 
 class RowFile:
@@ -136,11 +191,12 @@ class RowFile:
         self.path = folder / ROWS
 
     def read(self) -> list[Row]:
-        """All finished rows; none if there is no file. ResumeError for a line that cannot be read."""
+        """All finished rows, each cell once; none if there is no file. ResumeError for a line that cannot be read."""
         if not self.path.is_file():
             return []
         whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline has no end
-        return [self._parse(line, number) for number, line in enumerate(whole, 1) if line.strip()]
+        rows = [self._parse(line, number) for number, line in enumerate(whole, 1) if line.strip()]
+        return latest(rows, str(self.path))
 
     def _parse(self, line: str, number: int) -> Row:
         try:
@@ -174,9 +230,9 @@ class RowFile:
             logger.warning("%s: the last line has no end; its cell runs again", self.path)
             os.truncate(self.path, end)
 
-    def plan(self, cells: Iterable[Cell]) -> None:
-        """Adds the names of `cells` to those that were asked for."""
-        names = [*self.planned(), *(cell.key for cell in cells)]
+    def plan(self, cells: Iterable[Mapping[str, Any]]) -> None:
+        """Adds the names of cells (`Cell.key`) to those that were asked for."""
+        names = [*self.planned(), *map(dict, cells)]
         unique = list({json.dumps(name): name for name in names}.values())
         write_whole(self.folder / PLANNED, json.dumps(unique, indent=1) + "\n")
 
@@ -192,15 +248,45 @@ class RowFile:
         return found
 
 
-def finished(cell: Cell, rows: Iterable[Row], sha256: str) -> Row | None:
+@functools.lru_cache(maxsize=1024)
+def _options(config: str) -> tuple[tuple[str, str], ...]:
+    """`Row.options` of a config as JSON."""
+    data = json.loads(config)
+    try:
+        data = QuantizeConfig.model_validate(data).model_dump(mode="json")
+    except ValidationError:  # written by a version whose options were others
+        pass
+    return tuple(settings({key: value for key, value in data.items() if key not in SPENDING}))
+
+
+def latest(rows: Iterable[Row], where: str) -> list[Row]:
+    """The rows with the last of each cell alone, in the place of its first; one log line if any was there twice."""
+    found: dict[tuple[str, ...], Row] = {}
+    twice: dict[str, None] = {}
+    for row in rows:
+        if row.identity in found:
+            twice[label(row.key)] = None
+        found[row.identity] = row
+    if twice:
+        first, count = next(iter(twice)), len(twice)
+        others = "" if count == 1 else f" and {count - 1} more"
+        logger.warning("%s: %s%s occur more than once; the last row of a cell counts", where, first, others)
+    return list(found.values())
+
+
+def finished(cell: Cell, rows: Iterable[Row], sha256: str, told: Told | None = None) -> Row | None:
     """The row of `cell` among `rows`: the same weights, images and config; None if there is none.
 
     A config written before an option existed is taken to have had the option's default. Rows without the hash of the
-    weights are compared by the model's name.
+    weights are compared by the model's name; rows that do not say what they show, show the evaluation split.
     """
     for row in rows:
         same_model = row.model == cell.model and (row.base is None or row.base.sha256 == sha256)
         if not same_model or row.samples != cell.samples or row.variant != cell.variant:
+            continue
+        if row.told is None and told is not None and told.source != USUAL_SOURCE:
+            continue
+        if row.told is not None and (told is None or told.sha256 != row.told.sha256):
             continue
         try:
             config = QuantizeConfig.model_validate(row.config)

@@ -6,7 +6,6 @@ checkpoints in `unfinished`.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +15,12 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from mezzotint.benchmark.measure import Bench, measure, slug
+from mezzotint.benchmark.measure import Bench, digest, measure, slug
 from mezzotint.benchmark.plan import Cell
-from mezzotint.benchmark.rows import UNFINISHED, Row, RowFile, finished
+from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Row, RowFile, finished
+from mezzotint.calibration.parts import wanted_parts
 from mezzotint.errors import ConfigError
+from mezzotint.models.conditioning import Inputs
 from mezzotint.progress import NullProgress, Progress
 
 
@@ -41,6 +42,8 @@ def run_cells(
     batch_size: int = 256,
     metrics: Sequence[str] | None = (),
     reference: str | None = None,
+    inputs: Inputs | None = None,
+    source: str = USUAL_SOURCE,
     budget: float | None = None,
     command: str = "",
     progress: Progress | None = None,
@@ -50,7 +53,7 @@ def run_cells(
 
     Args:
         batch_size: images drawn at once.
-        metrics, reference: distribution scores, see `measure.Bench.of`.
+        metrics, reference, inputs, source: distribution scores, and what is drawn, see `measure.Bench.of`.
         budget: seconds; no cell begins that would not end in time if it took as long as the longest so far.
         command: what the user typed, for the rows.
         on_row: called with every new row.
@@ -58,15 +61,18 @@ def run_cells(
     started, longest = time.perf_counter(), 0.0
     file = RowFile(folder)
     file.cut_torn_line()
-    file.plan(cells)
+    file.plan(cell.key for cell in cells)
+    for cell in cells:
+        wanted_parts(pipeline, cell.config)  # refuses before hours of work
     samples = {cell.samples for cell in cells}
     if len(samples) != 1:
         raise ConfigError(f"cells of one run draw the same images, these draw {sorted(samples)}")
     drawing: dict[str, Any] = {"samples": samples.pop(), "device": device, "batch_size": batch_size}
-    bench = Bench.of(pipeline, folder, **drawing, metrics=metrics, reference=reference)
+    shown: dict[str, Any] = {"inputs": inputs, "source": source}
+    bench = Bench.of(pipeline, folder, **drawing, **shown, metrics=metrics, reference=reference)
     outcome, rows = Outcome([], [], []), file.read()
     for cell in cells:
-        row = finished(cell, rows, bench.base.sha256)
+        row = finished(cell, rows, bench.base.sha256, bench.told)
         if row is not None:
             outcome.found.append(row)
             continue
@@ -90,5 +96,4 @@ def run_cells(
 
 def _checkpoint_name(cell: Cell) -> str:
     """Another for every config, so that a changed option never meets checkpoints that it cannot use."""
-    digest = hashlib.sha256(cell.config.model_dump_json().encode()).hexdigest()
-    return f"{slug(cell.label)}-{digest[:12]}"
+    return f"{slug(cell.label)}-{digest(cell.config.model_dump_json())}"

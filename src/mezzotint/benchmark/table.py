@@ -4,64 +4,29 @@
 the recipes of one bit setting. Another is *within the spread* of the best if they differ by no more than the larger of
 their two standard deviations, or, with one seed each, if the best mean lies in the interval of the other figure or the
 other way round. Without seeds and intervals nothing is known about spread, and nothing is within it.
+
+A *change* is what becomes of a figure between two lines. Its spread is the standard deviation of the differences seed by
+seed where two seeds or more have both, else the root of the sum of squares of both half intervals, as if the two figures
+had nothing to do with each other; they come from the same seeds of images, so it is rather too wide.
+
+Rows of one name that differ in more than the seed are lines of their own, named by what differs; lines are compared
+with each other where they were judged on the same images: one float model, sampler, and list of prompts.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mezzotint.benchmark.columns import Column, Interval
 from mezzotint.benchmark.plan import OURS, RELEASED, Kind
-from mezzotint.benchmark.rows import Row
-from mezzotint.benchmark.scoring import TO_FLOAT
-from mezzotint.evaluation.metrics import METRICS
+from mezzotint.benchmark.rows import USUAL_SOURCE, Row
 
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of a table.
-
-    Attributes:
-        better: "higher", "lower", or "" where neither is (seconds).
-        value: the figure of a row, None where the row has none.
-        interval: of that figure within one row, where one was measured.
-        floating: the float model's own figure, for columns that compare with something else than the float model.
-    """
-
-    key: str
-    title: str
-    unit: str
-    digits: int
-    better: str
-    value: Callable[[Row], float | None]
-    interval: Callable[[Row], Interval | None] = lambda _: None
-    floating: Callable[[Row], float | None] = lambda _: None
-
-
-SQNR = Column("sqnr_db", "SQNR of eps", "dB", 2, "higher", lambda row: row.sqnr_db)
-PSNR = Column(
-    "psnr_mean_db", "PSNR, mean", "dB", 2, "higher", lambda row: row.psnr_mean_db, lambda row: row.psnr_interval_db
-)
-POOLED = Column("psnr_pooled_db", "PSNR, pooled", "dB", 2, "higher", lambda row: row.psnr_pooled_db)
-SSIM = Column("ssim", "SSIM", "", 3, "higher", lambda row: row.ssim)
-FD = Column("fd", "FD to the float model", "", 2, "lower", lambda row: row.fd, lambda row: row.fd_interval)
-TRAINED = Column(
-    "fd_train",
-    "FD to the training images",
-    "",
-    2,
-    "lower",
-    lambda row: row.fd_train,
-    floating=lambda row: row.fd_train_float,
-)
-SECONDS = Column("seconds", "calibration", "s", 0, "", lambda row: row.seconds.get("calibrate"))
-PAIRED = (SQNR, PSNR, POOLED, SSIM, FD, TRAINED)
-HIGHER_IS_BETTER = {name for metric in METRICS.values() if metric.higher_is_better for name in metric.names}
+SAMPLER_PART = "sampler."
+MOST_OPTIONS = 3  # in a name
 
 
 @dataclass(frozen=True)
@@ -74,11 +39,35 @@ class Stat:
     interval: Interval | None
 
 
+    @property
+    def half(self) -> float | None:
+        """Half of the interval."""
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a figure, with the spread of that; None where nothing is known of it."""
+
+    mean: float
+    spread: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is larger than its spread."""
+        return self.spread is not None and abs(self.mean) > self.spread
+
+
 @dataclass(frozen=True)
 class Line:
-    """Rows that differ in the seed alone."""
+    """Rows that differ in the seed alone.
+
+    Attributes:
+        apart: options by which it differs from other lines of its recipe, in words; "" where it is the only one.
+    """
 
     rows: tuple[Row, ...]
+    apart: str = ""
 
     @property
     def first(self) -> Row:
@@ -86,8 +75,9 @@ class Line:
 
     @property
     def name(self) -> str:
-        """Of the recipe, with the variant where there is one."""
-        return f"{self.first.recipe} ({self.first.variant})" if self.first.variant else self.first.recipe
+        """Of the recipe, with the variant where there is one, and with what tells it from lines of the same name."""
+        words = "; ".join(filter(None, (self.first.variant, self.apart)))
+        return f"{self.first.recipe} ({words})" if words else self.first.recipe
 
     def stat(self, column: Column) -> Stat | None:
         """None where no row has the figure."""
@@ -99,24 +89,34 @@ class Line:
         interval = column.interval(self.first) if len(values) == 1 else None
         return Stat(statistics.fmean(values), spread, len(values), interval)
 
-    def change_from(self, other: Line, column: Column) -> float | None:
-        """Mean difference of a figure over the seeds that both lines have, of their means where they share none."""
-        mine, theirs = ({row.seed: column.value(row) for row in line.rows} for line in (self, other))
-        pairs = [(a, b) for seed, a in mine.items() if a is not None and (b := theirs.get(seed)) is not None]
-        if pairs:
-            return statistics.fmean(a - b for a, b in pairs)
-        one, two = self.stat(column), other.stat(column)
-        return None if one is None or two is None else one.mean - two.mean
+    def change_from(self, other: Line, column: Column) -> Change | None:
+        """From `other` to this line, over the seeds that both have; of their means where they share none."""
+        mine, theirs = ({row.seed: row for row in line.rows if column.value(row) is not None} for line in (self, other))
+        shared = [seed for seed in mine if seed in theirs]
+        one, two = (Line(tuple(rows[seed] for seed in shared or rows)).stat(column) for rows in (mine, theirs))
+        if one is None or two is None or not (math.isfinite(one.mean) and math.isfinite(two.mean)):
+            return None
+        if len(shared) > 1:
+            moves = [column.value(mine[seed]) - column.value(theirs[seed]) for seed in shared]  # type: ignore[operator]
+            return Change(statistics.fmean(moves), statistics.stdev(moves))
+        halves = [stat.spread if stat.half is None else stat.half for stat in (one, two)]
+        known = [half for half in halves if half is not None]
+        return Change(one.mean - two.mean, math.hypot(*known) if len(known) == 2 else None)
 
 
 @dataclass(frozen=True)
 class Block:
-    """The lines of one model, one bit setting and one effort, which may be compared with each other."""
+    """The lines of one model and one bit setting that were judged on the same images.
+
+    Attributes:
+        setting: what tells those images from the images of the model's other blocks, in words; mostly "".
+    """
 
     model: str
     bits: str
     samples: int
     lines: tuple[Line, ...]
+    setting: str = ""
 
     def stats(self, column: Column) -> list[Stat | None]:
         return [line.stat(column) for line in self.lines]
@@ -149,42 +149,13 @@ def within_spread(a: Stat, b: Stat) -> bool:
     return any(inside)
 
 
-def columns_of(rows: Sequence[Row]) -> list[Column]:
-    """The columns for which some row has a figure: paired measures, scores in the order of their first row, time."""
-    names = list(dict.fromkeys(score["name"] for row in rows for score in row.scores))
-    every = [*PAIRED, *map(score_column, names), SECONDS]
-    return [column for column in every if any(column.value(row) is not None for row in rows)]
-
-
-def score_column(name: str) -> Column:
-    """The column of a distribution score."""
-
-    def found(scores: list[dict[str, Any]]) -> dict[str, Any]:
-        return next((score for score in scores if score["name"] == name), {})
-
-    def interval(row: Row) -> Interval | None:
-        score = found(row.scores)
-        return None if score.get("low") is None else (score["low"], score["high"])
-
-    better = "higher" if name.removesuffix(TO_FLOAT) in HIGHER_IS_BETTER else "lower"
-    return Column(
-        f"score-{name}",
-        name,
-        "",
-        3,
-        better,
-        lambda row: found(row.scores).get("value"),
-        interval,
-        lambda row: found(row.float_scores).get("value"),
-    )
-
-
 def lines_of(rows: Iterable[Row], kinds: Sequence[Kind]) -> list[Line]:
     """The rows of these kinds as lines, in the order of their first rows."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.kind in kinds:
-            key = tuple(value for name, value in row.key.items() if name != "seed")
+            options = {name: value for name, value in row.options.items() if name != "seed"}
+            key = (row.model, row.weights, row.variant, row.samples, row.shown, str(options))
             groups.setdefault(key, []).append(row)
     return [Line(tuple(sorted(group, key=lambda row: row.seed))) for group in groups.values()]
 
@@ -205,26 +176,71 @@ def effect_blocks(rows: Sequence[Row], kind: Kind) -> list[Block]:
         whole = [
             line
             for line in lines_of(rows, ("recipe",))
-            if (line.first.model, line.first.bits, line.first.samples) == (block.model, block.bits, block.samples)
+            if _judged_on(line) == _judged_on(block.lines[0])
             and line.first.variant == first.variant.rpartition(", ")[0]
         ]
         iters = max(line.first.iters for line in block.lines)
         ours = [line for line in whole if line.first.recipe == OURS and line.first.iters == iters]
         released = [line for line in whole if line.first.recipe == RELEASED and kind == "difference"]
         if ours:
-            found.append(Block(block.model, block.bits, block.samples, (ours[0], *block.lines, *released[:1])))
+            nearest = min(ours, key=lambda line: sum(len(differing((line, other))) for other in block.lines))
+            found.append(replace(block, lines=(nearest, *block.lines, *released[:1])))
     return found
 
 
+def differing(lines: Sequence[Line]) -> list[str]:
+    """Dotted names of the options in which the lines differ, the seed left out."""
+    options = [line.first.options for line in lines]
+    names = dict.fromkeys(name for found in options for name in found)
+    return [name for name in names if name != "seed" and len({found.get(name) for found in options}) > 1]
+
+
 def _blocks(lines: Sequence[Line]) -> list[Block]:
-    groups: dict[tuple[str, str, int], list[Line]] = {}
+    groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
-        groups.setdefault((line.first.model, line.first.bits, line.first.samples), []).append(line)
-    return [Block(*key, tuple(group)) for key, group in sorted(groups.items(), key=_weight_first)]
+        groups.setdefault(_judged_on(line), []).append(line)
+    found = []
+    for (model, bits, samples, *_), group in sorted(groups.items(), key=_weight_first):
+        found.append(Block(model, bits, samples, _told_apart(group), _setting(group[0], lines)))
+    return found
 
 
-def _weight_first(item: tuple[tuple[str, str, int], Any]) -> tuple[str, list[int], int]:
+def _judged_on(line: Line) -> tuple[Any, ...]:
+    """Equal for lines that may be compared: model, bits, number of images; then weights, prompts, sampler."""
+    row = line.first
+    sampler = [(name, value) for name, value in row.options.items() if name.startswith(SAMPLER_PART)]
+    return row.model, row.bits, row.samples, row.weights, row.shown, str(sampler)
+
+
+def _setting(line: Line, lines: Sequence[Line]) -> str:
+    """What of sampler, prompts and weights is not the same in all `lines` of the model, as this line has it."""
+    row, others = line.first, [other for other in lines if other.first.model == line.first.model]
+    words = _options(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
+    if len({other.first.shown for other in others}) > 1:
+        words.append(row.told.source if row.told else USUAL_SOURCE)
+    if len({other.first.weights for other in others}) > 1:
+        words.append(f"weights {row.weights[:8] or 'not recorded'}")
+    return ", ".join(words)
+
+
+def _told_apart(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines, those of one name with the options in which they differ; iterations have a column of their own."""
+    found = []
+    for line in lines:
+        same = [other for other in lines if other.name == line.name]
+        names = [name for name in differing(same) if name != "reconstruction.iters"]
+        found.append(replace(line, apart=", ".join(_options(line, names))))
+    return tuple(found)
+
+
+def _options(line: Line, names: Sequence[str]) -> list[str]:
+    """Options of a line in words, the first of many."""
+    words = [f"{name.rpartition('.')[2]} {line.first.options.get(name, 'unknown')}" for name in names[:MOST_OPTIONS]]
+    return words + (["..."] if len(names) > MOST_OPTIONS else [])
+
+
+def _weight_first(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
     """Models by name, then most bits first."""
-    model, bits, samples = item[0]
+    model, bits, *others = item[0]
     digits = [int(part) for part in bits.removeprefix("w").split("a")]
-    return model, [-digit for digit in digits], samples
+    return model, [-digit for digit in digits], *others

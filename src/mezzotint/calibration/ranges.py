@@ -110,8 +110,9 @@ def fit_activation(
     Symmetric: [-c, c], or the one-sided [0, c] / [-c, 0] where all values have one sign. A zero point given as `side`
     says which of the three, whatever the values are.
     """
+    candidates = options.candidates if options.clip_activations else 1
     if not options.symmetric_activations:
-        return search_affine(values, spec, norm=options.norm, candidates=options.candidates)
+        return search_affine(values, spec, norm=options.norm, candidates=candidates)
     zero_point = symmetric_zero_point(values, spec) if side is None else side
     one_sided = zero_point != 1 << (spec.bits - 1)
     mirrored = -values if zero_point == spec.quant_max else values
@@ -120,7 +121,7 @@ def fit_activation(
         spec,
         zero_point=0 if one_sided else zero_point,
         norm=options.norm,
-        candidates=options.candidates,
+        candidates=candidates,
     )
     return scale[0], torch.tensor(zero_point, dtype=torch.int32, device=values.device)
 

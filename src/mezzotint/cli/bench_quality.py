@@ -36,7 +36,7 @@ def bench_quality(
         str, typer.Option(metavar="NAMES", help="Recipes, with commas between them.", rich_help_panel=CELLS)
     ] = "nearest,eda-dm",
     bits: Annotated[
-        str, typer.Option(metavar="BITS", help="Bit settings, with commas between them.", rich_help_panel=CELLS)
+        str, typer.Option("--bits", metavar="SETTINGS", help="Bit settings, with commas between them.", rich_help_panel=CELLS)
     ] = "w8a8,w4a8",
     seeds: Annotated[
         str,

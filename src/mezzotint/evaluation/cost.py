@@ -24,8 +24,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from mezzotint.layers.spec import LayerSpec
+from mezzotint.layers.swap import empty_integer_network_
+from mezzotint.models.denoiser import network_of
 
-FLOAT_BITS = 32
+FLOAT_BITS, HALF_BITS = 32, 16
 
 
 class Sizes(BaseModel):
@@ -41,6 +43,11 @@ class Sizes(BaseModel):
     def ratio(self) -> float:
         """How many times smaller than float32."""
         return self.fp32 / self.quantized
+
+    @property
+    def half_ratio(self) -> float:
+        """How many times smaller than float16 or bfloat16."""
+        return self.fp16 / self.quantized
 
 
 class Latency(BaseModel):
@@ -61,8 +68,14 @@ class Latency(BaseModel):
         return self.float_seconds / self.quantized_seconds
 
 
-class Cost(BaseModel):
-    """Everything this module measures."""
+class FixedCost(BaseModel):
+    """What a model costs whatever it runs on.
+
+    Attributes:
+        network, pipeline: bytes of the denoiser, and with what stands beside it (image decoder, text encoder).
+        parameters: of the float denoiser.
+        macs, float_bops, quantized_bops: of one call for one image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,6 +85,16 @@ class Cost(BaseModel):
     macs: int
     float_bops: int
     quantized_bops: int
+
+    @property
+    def half_bops(self) -> int:
+        """Bit operations in float16 or bfloat16."""
+        return self.macs * HALF_BITS**2
+
+
+class Cost(FixedCost):
+    """Everything this module measures."""
+
     latency: Latency
 
 
@@ -102,6 +125,35 @@ def pipeline_sizes(float_pipeline: Any, quantized_pipeline: Any) -> Sizes:
         fp16=sum(float_bytes(module, 2) for module in floats),
         quantized=sum(stored_bytes(module) for module in _modules(quantized_pipeline)),
     )
+
+
+def fixed_cost(
+    float_pipeline: Any, quantized_pipeline: Any, plan: Mapping[str, LayerSpec], macs: Mapping[str, int]
+) -> FixedCost:
+    """What a pipeline will cost whose network still *simulates* the layers of `plan`.
+
+    Args:
+        quantized_pipeline: its other parts are what they will be.
+        macs: of one call for one image, from `count_macs`.
+    """
+    network, simulated = network_of(float_pipeline), network_of(quantized_pipeline)
+    others = [module for module in _modules(quantized_pipeline) if module is not simulated]
+    floats = pipeline_sizes(float_pipeline, float_pipeline)
+    size = integer_bytes(network, plan)
+    return FixedCost(
+        network=Sizes(fp32=float_bytes(network, 4), fp16=float_bytes(network, 2), quantized=size),
+        pipeline=floats.model_copy(update={"quantized": size + sum(map(stored_bytes, others))}),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        macs=sum(macs.values()),
+        float_bops=bit_operations(macs, {}),
+        quantized_bops=bit_operations(macs, plan),
+    )
+
+
+def integer_bytes(network: Any, plan: Mapping[str, LayerSpec]) -> int:
+    """Bytes of the float `network` once the layers of `plan` are integers; laid out without memory, not computed."""
+    with torch.device("meta"):
+        return stored_bytes(empty_integer_network_(type(network).from_config(network.config), plan))
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ from mezzotint.evaluation.frechet import (
     Statistics,
     first_features,
     frechet_distance,
+    frechet_estimate,
     statistics,
 )
 from mezzotint.evaluation.intervals import bootstrap
@@ -104,7 +105,11 @@ def compare_sets(
         features=basis.label,
         count=count,
         warning=None if all_a.enough_samples else _too_few(len(a), count),
-        train=None if train is None else TrainDistance.of(*(frechet_distance(x, train) for x in (all_a, all_b))),
+        train=None
+        if train is None
+        else TrainDistance.of(
+            *(frechet_estimate(x, train, resamples=resamples, seed=seed) for x in (features_a, features_b))
+        ),
     )
 
 
@@ -168,6 +173,7 @@ def evaluate(
         distance=distance,
         steps=rows,
         sqnr_db=steps.mean_sqnr(rows),
+        sampler_sqnr_db=steps.mean_sampler_sqnr(rows),
         sqnr_samples=min(samples, SQNR_SAMPLES),
         layers=single_layers,
         cost=measured_cost,

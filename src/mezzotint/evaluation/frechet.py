@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mezzotint.evaluation.intervals import Estimate, bootstrap
+
 SAMPLES_PER_FEATURE = 2
 
 
@@ -74,6 +76,15 @@ def distance_to(reference: Statistics) -> Callable[[Statistics], float]:
         return max(0.0, float(squared))
 
     return distance
+
+
+def frechet_estimate(features: Float[Tensor, "n f"], reference: Statistics, *, resamples: int, seed: int) -> Estimate:
+    """Distance of a set to a reference that stays as it is, with its interval over the set."""
+    value = frechet_distance(statistics(features), reference)
+    distance, features = distance_to(reference), features.double()
+    drawn = bootstrap(lambda rows: distance(statistics(features[rows])), len(features), resamples=resamples, seed=seed)
+    half = (drawn.high - drawn.low) / 2
+    return Estimate(value=value, low=max(0.0, value - half), high=value + half)
 
 
 def psd_root(matrix: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:

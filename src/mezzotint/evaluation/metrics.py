@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mezzotint.evaluation.clip import clip_scores, cmmd
-from mezzotint.evaluation.frechet import Statistics, distance_to, frechet_distance, statistics
+from mezzotint.evaluation.frechet import Statistics, frechet_estimate
 from mezzotint.evaluation.inception_score import inception_score
 from mezzotint.evaluation.intervals import Estimate, bootstrap, interval, resample_counts
 from mezzotint.evaluation.kid import kid
@@ -54,11 +54,7 @@ class Measured:
 def measure_frechet(given: Measured) -> list[Estimate]:
     """Frechet distance."""
     assert given.statistics is not None
-    value = frechet_distance(statistics(given.features), given.statistics)
-    distance, features = distance_to(given.statistics), given.features.double()
-    spread = bootstrap(lambda rows: distance(statistics(features[rows])), **given.draw)
-    half = (spread.high - spread.low) / 2
-    return [Estimate(value=value, low=max(0.0, value - half), high=value + half)]
+    return [frechet_estimate(given.features, given.statistics, resamples=given.resamples, seed=given.seed)]
 
 
 def measure_kid(given: Measured) -> list[Estimate]:

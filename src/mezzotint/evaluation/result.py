@@ -47,17 +47,25 @@ class Paired(BaseModel):
 class TrainDistance(BaseModel):
     """Frechet distances of each model's images to the training images, in the features of `Distance`.
 
-    The float model's is the yardstick: what is beyond it (or below it, by chance) is quantization's.
+    The float model's is the yardstick: what is beyond it (or below it, by chance) is quantization's. Intervals are over
+    the images, the training statistics stay as they are; None in records of before they were measured.
     """
 
     model_config = FROZEN
 
     float_fd: float
     quantized_fd: float
+    float_interval: tuple[float, float] | None = None
+    quantized_interval: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, float_fd: float, quantized_fd: float) -> TrainDistance:
-        return cls(float_fd=float_fd, quantized_fd=quantized_fd)
+    def of(cls, floating: Estimate, quantized: Estimate) -> TrainDistance:
+        return cls(
+            float_fd=floating.value,
+            quantized_fd=quantized.value,
+            float_interval=(floating.low, floating.high),
+            quantized_interval=(quantized.low, quantized.high),
+        )
 
 
 class Distance(BaseModel):
@@ -111,7 +119,8 @@ class Evaluation(BaseModel):
         sampler: fields of the SamplerConfig.
         shape: (C, H, W) of an image.
         conditions: the prompt or class of each image, None for unconditional models.
-        sqnr_db: mean of the dB values in `steps`.
+        sqnr_db: mean of the dB values in `steps`, of the network.
+        sampler_sqnr_db: the same of eps as the sampler uses it, guided and corrected; None in older records.
         sqnr_samples: trajectories behind `steps`.
         layers: SQNR of single layers on the float network's inputs, worst first; empty where it was not measured.
         resamples: bootstrap resamples behind every interval.
@@ -134,6 +143,7 @@ class Evaluation(BaseModel):
     distance: Distance
     steps: list[StepSqnr]
     sqnr_db: float
+    sampler_sqnr_db: float | None = None
     sqnr_samples: int
     layers: list[LayerSqnr] = []
     cost: Cost

@@ -85,11 +85,12 @@ class Corrector:
     def around(self, predict: Predict) -> Predict:
         """`predict` with equation (2) behind it."""
 
-        def corrected(x_t: Tensor, t: int) -> Tensor:
-            row = self._row(t)
-            return (predict(x_t, t) - self._bias[row]) / self._correction.gain[row]
+        return lambda x_t, t: self.corrected(predict(x_t, t), t)
 
-        return corrected
+    def corrected(self, eps: Float[Tensor, "b c h w"], t: int) -> Float[Tensor, "b c h w"]:
+        """Equation (2) on what the network said at time `t`."""
+        row = self._row(t)
+        return (eps - self._bias[row]) / self._correction.gain[row]
 
     def _row(self, t: int) -> int:
         times = self._correction.times
