@@ -10,6 +10,7 @@ weights; times do not depend on the values. Integer networks get random codes an
     bf16-graph                 bf16, channels-last, torch.compile(fullgraph), one CUDA graph a call
     w8a8, w4a8                 integers as `mezzotint.optimize` runs them on a GPU, one CUDA graph a call
     w8a8-steps, w4a8-steps     the same with a grid for every layer, as learned steps have it: q, k and v share no codes
+    w8a8-int-attention, w4a8-int-attention    with both products of attention on codes, instead of in bf16
 
 Rows: model, variant, batch, ms_median, peak_mb and what they were taken with, kernels with their times, and for
 integers the floor (see `mezzotint.gpu.costs`) by rates measured in this run.
@@ -40,7 +41,7 @@ from torch import Tensor, nn
 import mezzotint.models.importing.configs as configs
 from mezzotint.calibration.plan import plan_layers
 from mezzotint.gpu.costs import Rates, totals
-from mezzotint.gpu.network import Lowered, lower_network_
+from mezzotint.gpu.network import Lowered, LoweringConfig, lower_network_
 from mezzotint.gpu.timing import compare_steps, float_call, kernel_times, measured_rates, milliseconds, peak_bytes
 from mezzotint.grid.packing import pack
 from mezzotint.layers.int_base import IntWeightedLayer
@@ -60,7 +61,7 @@ RUNS = [
     "ldm8-church:16",
     "ldm4-imagenet:16",
 ]
-INTEGERS = ("w8a8", "w4a8", "w8a8-steps", "w4a8-steps")
+INTEGERS = ("w8a8", "w4a8", "w8a8-steps", "w4a8-steps", "w8a8-int-attention", "w4a8-int-attention")
 VARIANTS = ("bf16-graph", "w8a8", "w4a8", "w8a8-steps", "bf16-eager", "fp32-eager")
 TOKENS = {"sd-v1": 77, "ldm4-imagenet": 1}
 INPUT_SETS = 3
@@ -142,9 +143,10 @@ class Candidate:
     def __init__(self, model: str, batch: int, variant: str) -> None:
         self.inputs = inputs_of(model, batch)
         self.lowered: Lowered | None = None
-        bits, _, steps = variant.partition("-")
+        bits, _, special = variant.partition("-")
         if variant in INTEGERS:
-            network: Any = lower_network_(integer_network(model, bits, own_steps=bool(steps)))
+            config = LoweringConfig(attention="int8" if special == "int-attention" else "bf16")
+            network: Any = lower_network_(integer_network(model, bits, own_steps=special == "steps"), config)
             self.call = lambda *inputs: network(*inputs, return_dict=False)[0]
             self.call(*self.inputs[0])
             self.constants = network._compiled_call_impl.constants

@@ -16,6 +16,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from families import CONDITIONAL, FAMILIES
+from interrupts import Killer
 from mezzotint.artifact import load_quantized, save_quantized
 from mezzotint.calibration.rows import CalibrationSet
 from mezzotint.config import QuantizeConfig, RangeConfig
@@ -26,7 +27,6 @@ from mezzotint.models.denoiser import example_inputs
 from mezzotint.models.families import family_of
 from mezzotint.models.units import UNIT_TYPES
 from mezzotint.pipeline import Simulation, quantize, simulate
-from mezzotint.progress import NullProgress
 from mezzotint.recipes.registry import make_config
 from mezzotint.sampling.trajectory import sample
 
@@ -117,23 +117,11 @@ def test_a_saved_model_draws_the_same_images_bit_for_bit(family: str, tmp_path: 
     assert torch.equal(first, again)
 
 
-class _Killer(NullProgress):
-    """Stops the run, as Ctrl-C would, at the third unit."""
-
-    def __init__(self) -> None:
-        self.reports = 0
-
-    def advance(self, n: int = 1, **info: float | str) -> None:
-        self.reports += "unit" in info
-        if self.reports == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.slow
 def test_a_killed_run_of_a_text_model_goes_on_with_its_conditions(tmp_path: Path) -> None:
     pipeline, whole = learned("sd")
     with pytest.raises(KeyboardInterrupt):
-        simulate(pipeline, config("sd"), device="cpu", progress=_Killer(), resume_dir=tmp_path)
+        simulate(pipeline, config("sd"), device="cpu", progress=Killer(), resume_dir=tmp_path)
     assert len(list(tmp_path.glob("unit-*.safetensors"))) == 2
     resumed = simulate(pipeline, config("sd"), device="cpu", resume_dir=tmp_path)
     for name, tensor in whole.network.state_dict().items():

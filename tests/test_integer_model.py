@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from measures import decibels
 from mezzotint.layers.int_base import IntWeightedLayer
 from mezzotint.layers.simulated import FakeQuantMatMul, SimulatedLayer
 from mezzotint.layers.swap import to_integer
@@ -33,11 +34,6 @@ SAMPLER = SamplerConfig(steps=6)
 BITS = ["w8a8", "w4a8", "w4a4", "w3a6", "w2a8", "w4a32"]
 LAYER_DB = 100  # float32 sums of a few hundred terms: relative error near 1e-6
 MARGIN_DB = 6
-
-
-def decibels(reference: torch.Tensor, other: torch.Tensor) -> float:
-    noise = float((reference - other).double().square().sum())
-    return float("inf") if noise == 0 else float(10 * torch.log10(reference.double().square().sum() / noise))
 
 
 @functools.cache

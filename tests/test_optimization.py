@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import logging
 import os
@@ -13,55 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 import mezzotint.optimization as optimization
-from mezzotint.calibration.plan import plan_layers
-from mezzotint.calibration.ranges import fit_ranges
-from mezzotint.calibration.rows import CalibrationSet
-from mezzotint.config import RangeConfig
+from integer_networks import fresh, integer_network
+from measures import decibels
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.kernels import native
-from mezzotint.layers.swap import prepare, to_integer
 from mezzotint.models.denoiser import example_inputs
-from mezzotint.models.units import layers_by_role, split_shortcuts
 from mezzotint.optimization import optimize, optimize_network_
-from mezzotint.progress import NullProgress
-from mezzotint.recipes.registry import make_config
-from tiny import tiny_pipeline, tiny_text_unet, tiny_unet
+from tiny import tiny_pipeline
+
+pytestmark = pytest.mark.usefixtures("traceable")
 
 FUSED_DB = 20  # measured 27 to 40 on these models: codes tipped over an edge, see kernels.fused
-
-
-@functools.cache
-def integer_network(kind: str, bits: str = "w8a8") -> nn.Module:
-    network = tiny_unet() if kind == "pixels" else tiny_text_unet()
-    config = make_config("nearest", bits).model_copy(update={"ranges": RangeConfig(candidates=2)})
-    inputs = example_inputs(network, batch=2)
-    plan = plan_layers(network, config, splits=split_shortcuts(network, *inputs), edges=layers_by_role(network))
-    simulated = prepare(network, plan)
-    cond = dict(zip(("encoder_hidden_states",), inputs[2:], strict=False))
-    rows = CalibrationSet(inputs[0], inputs[1], cond)
-    fit_ranges(simulated, rows, config, torch.device("cpu"), NullProgress())
-    return to_integer(simulated)
-
-
-def fresh(kind: str, bits: str = "w8a8") -> Any:
-    return copy.deepcopy(integer_network(kind, bits))
 
 
 @torch.no_grad()
 def eps(network: Any, batch: int = 2) -> torch.Tensor:
     return network(*example_inputs(network, batch)).sample
-
-
-def decibels(reference: torch.Tensor, other: torch.Tensor) -> float:
-    noise = float((reference - other).double().square().sum())
-    return float("inf") if noise == 0 else float(10 * torch.log10(reference.double().square().sum() / noise))
 
 
 @pytest.fixture
@@ -71,16 +43,6 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     native.library.cache_clear()
     yield
     native.library.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def traceable() -> Iterator[None]:
-    """No graph of another test, and no checks of shapes inside what is traced: the tracer does not take them."""
-    torch._dynamo.reset()
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("kind", ["pixels", "text"])
@@ -101,7 +63,7 @@ def test_scales_are_constants_for_every_network_of_a_class(monkeypatch: pytest.M
     backend = optimization.fusing_backend
     monkeypatch.setattr(optimization, "fusing_backend", lambda g, i: (graphs.append(g), backend(g, i))[1])
     for bits in ("w8a8", "w4a8"):
-        assert torch.equal(eps(optimize_network_(fresh("pixels", bits))), eps(integer_network("pixels", bits)))
+        assert torch.equal(eps(optimize_network_(fresh("small", bits))), eps(integer_network("small", bits)))
     assert len(graphs) == 2
     assert not [node for graph in graphs for node in graph.graph.nodes if node.target == "item"]
 
@@ -116,12 +78,12 @@ def test_there_may_be_more_networks_than_the_tracer_likes(no_compiler: None) -> 
 
 
 def test_copies_and_pickles_are_plain_again(no_compiler: None) -> None:
-    network = optimize_network_(fresh("pixels"))
+    network = optimize_network_(fresh("small"))
     assert torch.equal(eps(copy.deepcopy(network)), eps(network))
 
 
 def test_new_weights_are_noticed(no_compiler: None) -> None:
-    network, other = optimize_network_(fresh("pixels")), fresh("pixels")
+    network, other = optimize_network_(fresh("small")), fresh("small")
     eps(network)
     with torch.no_grad():
         other.conv_in.bias.add_(1.0)

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from interrupts import Killer
+from measures import decibels
 from mezzotint.calibration.ranges import float_arithmetic
 from mezzotint.config import QuantizeConfig, with_settings
 from mezzotint.errors import ConfigError, ModelError, ResumeError
 from mezzotint.layers.simulated import SimulatedLayer
 from mezzotint.models.denoiser import network_of, predict_eps, sample_shape
 from mezzotint.pipeline import Simulation, simulate
-from mezzotint.progress import NullProgress
 from mezzotint.recipes.registry import RECIPES, make_config
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import iterate
@@ -49,10 +50,6 @@ def eps(network: nn.Module) -> torch.Tensor:
     state = next(state for state in states if state.step == 2)
     with torch.no_grad():
         return predict_eps(network, state.x_t, state.t)
-
-
-def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
-    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
 
 
 def test_a_unit_never_ends_above_its_start(learned: Simulation) -> None:
@@ -104,13 +101,13 @@ def test_simulated_layers_with_their_grids_off_are_the_float_model() -> None:
 
 def test_eight_bits_are_close_to_the_float_model() -> None:
     network = simulate(tiny_pipeline(), config("nearest", "w8a8", calib_size=40), device="cpu").network
-    assert sqnr(eps(network_of(tiny_pipeline())), eps(network)) > 20
+    assert decibels(eps(network_of(tiny_pipeline())), eps(network)) > 20
 
 
 def test_float_activations_have_no_grids() -> None:
     simulation = simulate(tiny_pipeline(), config("nearest", "w8a32"), device="cpu")
     assert all(spec.input is None and spec.kind != "matmul" for spec in simulation.plan.values())
-    assert sqnr(eps(network_of(tiny_pipeline())), eps(simulation.network)) > 30
+    assert decibels(eps(network_of(tiny_pipeline())), eps(simulation.network)) > 30
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
@@ -152,21 +149,9 @@ def test_weights_are_learned_before_the_steps_and_float_activations_see_them(tmp
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
 
 
-class _Killer(NullProgress):
-    """Stops the run, as Ctrl-C would, at the third unit."""
-
-    def __init__(self) -> None:
-        self.reports = 0
-
-    def advance(self, n: int = 1, **info: float | str) -> None:
-        self.reports += "unit" in info
-        if self.reports == 3:
-            raise KeyboardInterrupt
-
-
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, learned: Simulation) -> None:
     with pytest.raises(KeyboardInterrupt):
-        simulate(tiny_pipeline(), config(), device="cpu", progress=_Killer(), resume_dir=tmp_path)
+        simulate(tiny_pipeline(), config(), device="cpu", progress=Killer(), resume_dir=tmp_path)
     assert sorted(p.stem for p in tmp_path.glob("unit-*.safetensors")) == ["unit-000", "unit-001"]
     resumed = simulate(tiny_pipeline(), config(), device="cpu", resume_dir=tmp_path)
     for name, tensor in learned.network.state_dict().items():

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.fusing.backend import fusing_backend
-from mezzotint.gpu.network import lower_network_
+from mezzotint.gpu.network import LoweringConfig, lower_network_
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 
 WEIGHTS = ("unpacked", "packed")
 
 
-def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked") -> Any:
+def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked", attention: str = "bf16") -> Any:
     """`pipeline` with its quantized networks prepared for fast calls where it is; changes and returns it.
 
     On a CUDA device the denoiser runs as one CUDA graph with bfloat16 activations between products, see `gpu.network`.
@@ -45,27 +45,33 @@ def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked") -> 
             batch size). Without it the layers only choose and prepare their kernels now instead of in the first call.
         weights: "packed" keeps the codes of the weights packed in memory and unpacks them in every call: the same
             output, less memory, much slower. On a CUDA device 4-bit weights always stay packed.
+        attention: how q k^T and softmax(.) v are computed on a CUDA device: "bf16" in floats, or "int8" on codes, as
+            the model was calibrated. On a CPU they are always of codes.
 
     Raises:
         ModelError: no part of the pipeline is quantized.
-        ConfigError: `weights` is none of the above, or the pipeline is neither on the CPU nor on CUDA and `fuse` is on.
+        ConfigError: `weights` or `attention` is none of the above, or the pipeline is neither on the CPU nor on CUDA
+            and `fuse` is on. On the first call, if `attention` is "int8" and no attention has grids.
     """
     networks = {name: m for name, m in pipeline.components.items() if isinstance(m, nn.Module) and _layers(m)}
     if not networks:
         raise ModelError(f"{type(pipeline).__name__} has no quantized part to optimize; quantize it first")
     for name, network in networks.items():
-        optimize_network_(network, fuse=fuse and name == "unet", weights=weights)
+        optimize_network_(network, fuse=fuse and name == "unet", weights=weights, attention=attention)
     return pipeline
 
 
-def optimize_network_(network: nn.Module, *, fuse: bool = True, weights: str = "unpacked") -> nn.Module:
+def optimize_network_(
+    network: nn.Module, *, fuse: bool = True, weights: str = "unpacked", attention: str = "bf16"
+) -> nn.Module:
     """As `optimize`, for one network; changes and returns it."""
     if weights not in WEIGHTS:
         raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    lowering = LoweringConfig(attention=attention)
     layers = _layers(network)
     places = {buffer.device.type for layer in layers for buffer in layer.buffers()}
     if fuse and places == {"cuda"}:
-        return lower_network_(network)
+        return lower_network_(network, lowering)
     if fuse and places != {"cpu"}:
         raise ConfigError("fusing is for a CPU or a CUDA device; move the model there, or call optimize(fuse=False)")
     for layer in layers:

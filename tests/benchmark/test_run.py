@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from families import tiny_ldm_class
 from mezzotint.benchmark import measure as measuring
 from mezzotint.benchmark.plan import Cell, Plan, list_cells
-from mezzotint.benchmark.rows import UNFINISHED, Row, RowFile
+from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Row, RowFile
 from mezzotint.benchmark.run import run_cells
+from mezzotint.config import with_settings
 from mezzotint.errors import ConfigError
+from mezzotint.evaluation.cost import FixedCost
+from mezzotint.evaluation.evaluate import measure_cost
+from mezzotint.pipeline import quantize
 from tiny import tiny_pipeline
 
 PLAN = Plan(
@@ -18,6 +24,15 @@ PLAN = Plan(
     samples=4,
     changes={"steps": 3, "calib_size": 4, "pilot_size": 2, "iters": 1, "forward_batch": 8, "drift_trajectories": 0},
     settings={"ranges.candidates": 2},
+)
+
+
+GUIDED = Plan(
+    "tiny",
+    ("nearest",),
+    samples=2,
+    changes={"steps": 2, "calib_size": 2, "forward_batch": 8, "guidance_scale": 3.0},
+    settings={"ranges.candidates": 2, "vae_bits": "w8a8", "drift_trajectories": 2},
 )
 
 
@@ -86,3 +101,42 @@ def test_wrong_scores_are_refused_before_anything_is_calibrated(tmp_path: Path, 
     with pytest.raises(ConfigError, match="metrics: expected some of fid"):
         run(cells, tmp_path, metrics=["fdi"])
     assert not RowFile(tmp_path).read()
+
+
+def test_a_row_says_what_its_integers_cost_and_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.calibration.parts.PART_ROWS", 2)
+    pipeline, (cell,) = tiny_ldm_class(), list_cells(GUIDED, "ldm-class")
+    (row,) = run_cells(pipeline, [cell], tmp_path, device="cpu").made
+    artifact = quantize(pipeline, config=cell.config, device="cpu")
+    assert row.cost is not None
+    assert row.cost == FixedCost(**measure_cost(pipeline, artifact).model_dump(exclude={"latency"}))
+    assert row.calls == 4  # two steps of two rows
+    assert row.parts["vqvae"]["bits"] == "w8a8"
+    assert row.sampler_sqnr_db is not None
+    assert row.sampler_sqnr_db < row.sqnr_db  # guidance multiplies errors
+    assert set(row.intervals) >= {"psnr_pooled_db", "ssim"}
+    assert row.told is not None
+    assert (row.told.source, row.told.count) == (USUAL_SOURCE, 2)
+
+
+def test_other_inputs_make_another_cell(tmp_path: Path) -> None:
+    plan = replace(GUIDED, settings={"ranges.candidates": 2, "drift_trajectories": 0})
+    pipeline, cells = tiny_ldm_class(), list_cells(plan, "ldm-class")
+    usual = run_cells(pipeline, cells, tmp_path, device="cpu").made
+    named = run_cells(pipeline, cells, tmp_path, device="cpu", inputs=[3], source="--labels 3").made
+    assert [row.told.source for row in (*usual, *named) if row.told] == [USUAL_SOURCE, "--labels 3"]
+    assert named[0].told is not None
+    assert named[0].told.count == 1
+    assert usual[0].sheets is not None
+    assert named[0].sheets is not None
+    assert not set(usual[0].sheets.model_dump().values()) & {
+        named[0].sheets.float_images,
+        named[0].sheets.quantized_images,
+    }
+    assert len(run_cells(pipeline, cells, tmp_path, device="cpu", inputs=[3], source="--labels 3").found) == 1
+
+
+def test_parts_that_are_not_there_are_refused_before_anything_is_calibrated(tmp_path: Path, cells: list[Cell]) -> None:
+    cell = replace(cells[0], config=with_settings(cells[0].config, {"vae_bits": "w8a8"}))
+    with pytest.raises(ConfigError, match="vae_bits: .* has no first stage"):
+        run([cell], tmp_path)

@@ -5,19 +5,19 @@ import math
 import pytest
 
 from benchmark_rows import make_row
-from mezzotint.benchmark.rows import Row
-from mezzotint.benchmark.table import (
-    FD,
-    PSNR,
-    SECONDS,
-    Stat,
-    columns_of,
-    effect_blocks,
-    recipe_blocks,
-    score_column,
-    within_spread,
-)
+from mezzotint.benchmark.columns import FD, PSNR, SAMPLER, SECONDS, columns_of, score_column
+from mezzotint.benchmark.rows import Row, Told
+from mezzotint.benchmark.table import Change, Stat, effect_blocks, recipe_blocks, within_spread
 from mezzotint.benchmark.verdict import verdict
+
+
+def with_options(row: Row, **changes: object) -> Row:
+    """A row whose config has other values; options of the sampler are found by their names."""
+    config = dict(row.config)
+    for name, value in changes.items():
+        part = {"steps": "sampler", "radius": "selection"}[name]
+        config[part] = {**config[part], name: value}
+    return row.model_copy(update={"config": config})
 
 
 def score(name: str, value: float) -> dict[str, object]:
@@ -26,13 +26,13 @@ def score(name: str, value: float) -> dict[str, object]:
 
 def test_seeds_become_mean_and_spread(rows: list[Row]) -> None:
     block = next(block for block in recipe_blocks(rows) if block.bits == "w4a8")
-    assert [line.name for line in block.lines] == ["nearest", "eda-dm", "eda-dm-official"]
-    stat = block.lines[1].stat(FD)
+    assert [line.name for line in block.lines] == ["nearest", "eda-dm-official", "eda-dm"]
+    stat = block.lines[2].stat(FD)
     assert stat is not None
     assert (stat.count, stat.interval) == (3, None)
     assert stat.mean == pytest.approx(1.3)
     assert stat.spread == pytest.approx(math.sqrt((0.01 + 0 + 0.01) / 2))
-    alone = block.lines[2].stat(FD)
+    alone = block.lines[1].stat(FD)
     assert alone == Stat(18.0, None, 1, (17.9, 18.1))
 
 
@@ -42,15 +42,34 @@ def test_settings_run_from_many_bits_to_few(rows: list[Row]) -> None:
 
 
 def test_cells_of_another_effort_are_other_lines() -> None:
-    rows = [make_row(seed=1), make_row(seed=2), make_row(seed=1, iters=9), make_row(seed=1, samples=6)]
+    rows = [make_row(seed=1), make_row(seed=2), make_row(iters=9), make_row(seed=1, samples=6)]
     blocks = recipe_blocks(rows)
     assert [len(block.lines) for block in blocks] == [1, 2]
     assert sorted(len(line.rows) for block in blocks for line in block.lines) == [1, 1, 2]
 
 
+def test_rows_that_differ_in_more_than_the_seed_are_not_averaged() -> None:
+    rows = [make_row(seed=1), with_options(make_row(seed=2), radius=0.5)]
+    (block,) = recipe_blocks(rows)
+    assert [line.name for line in block.lines] == ["eda-dm (radius null)", "eda-dm (radius 0.5)"]
+
+
+def test_only_what_was_judged_on_the_same_images_is_compared() -> None:
+    told = Told(source="coco.json", count=9, sha256="ef" * 32)
+    rows = [make_row(), with_options(make_row(), steps=50), make_row(told=told)]
+    assert sorted(block.setting for block in recipe_blocks(rows)) == [
+        "steps 100, coco.json",
+        "steps 100, evaluation split",
+        "steps 50, evaluation split",
+    ]
+    usual = told.model_copy(update={"source": "evaluation split"})
+    (block,) = recipe_blocks([make_row(seed=1), make_row(seed=2, told=usual)])
+    assert (len(block.lines), block.setting) == (1, "")
+
+
 def test_best_and_within_the_spread(rows: list[Row]) -> None:
     block = next(block for block in recipe_blocks(rows) if block.bits == "w4a8")
-    assert block.standings(FD) == ["", "best", ""]
+    assert block.standings(FD) == ["", "", "best"]
     assert block.standings(PSNR).count("best") == 1
     assert block.standings(SECONDS) == ["", "", ""]
 
@@ -86,11 +105,40 @@ def test_changes_stand_under_the_whole_recipe(rows: list[Row]) -> None:
     assert effect_blocks([row for row in rows if row.recipe != "eda-dm" or row.variant], "ablation") == []
 
 
+def test_a_change_is_taken_seed_by_seed() -> None:
+    rows = [make_row(seed=1, fd=1.0), make_row(seed=2, fd=3.0)]
+    changed = [make_row(seed=s, fd=fd, variant="no FBR", kind="ablation") for s, fd in ((1, 1.5), (2, 3.7), (3, 99.0))]
+    (block,) = effect_blocks([*rows, *changed], "ablation")
+    change = block.lines[1].change_from(block.lines[0], FD)
+    assert change is not None
+    assert (change.mean, change.spread) == (pytest.approx(0.6), pytest.approx(math.sqrt(2 * 0.1**2)))
+    assert change.clear
+
+
+def test_a_change_of_one_seed_has_the_intervals_of_both_figures() -> None:
+    rows = [
+        make_row(fd=2.0, fd_interval=(1.7, 2.3)),
+        make_row(fd=2.4, fd_interval=(2.0, 2.8), variant="x", kind="ablation"),
+    ]
+    (block,) = effect_blocks(rows, "ablation")
+    change = block.lines[1].change_from(block.lines[0], FD)
+    assert change is not None
+    assert (change.mean, change.spread) == (pytest.approx(0.4), pytest.approx(0.5))
+    assert not change.clear
+    assert not Change(9.0, None).clear
+
+
+def test_what_the_sampler_sees_is_a_column_where_it_is_another_number() -> None:
+    assert SAMPLER not in columns_of([make_row(), make_row(sampler_sqnr_db=29.0)])
+    assert SAMPLER in columns_of([make_row(), make_row(sampler_sqnr_db=27.0)])
+
+
 def test_verdict_names_the_best_and_where_ours_stands(rows: list[Row]) -> None:
     found = verdict(rows)
     assert found.headline == "eda-dm is closest to the float model in 2 of 2 settings."
     text = " ".join(found.sentences)
-    assert "W4A8, FD to the float model: best is eda-dm 1.30 ± 0.10, then eda-dm-official 18.00 [17.90, 18.10]" in text
+    assert "W4A8. FD to the float model: best is eda-dm 1.30 ± 0.10, then eda-dm-official 18.00; PSNR, mean" in text
+    assert "1 clearly raise the Fréchet distance" in text
     assert "“symmetric”: 1.30 ± 0.10 becomes 2.50" in text
 
 
@@ -109,7 +157,7 @@ def test_verdict_says_when_ours_is_not_the_best(fd: float, headline: str, words:
     rows = [make_row("q-diffusion", fd=1.0), make_row("tfmq-dm", fd=1.01), make_row(fd=fd)]
     found = verdict(rows)
     assert found.headline == f"eda-dm is closest to the float model {headline}"
-    assert f"is number 3 of 3. {words}" in found.sentences[0]
+    assert f"is number 3 of 3 ({words})" in found.sentences[0]
 
 
 def test_verdict_of_one_recipe_claims_nothing() -> None:

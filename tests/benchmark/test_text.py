@@ -3,38 +3,42 @@ from __future__ import annotations
 import math
 import re
 
-from benchmark_rows import make_row
+from benchmark_rows import make_cost, make_row
+from mezzotint.benchmark.fields import effect_field, number_text, stat_field, stat_text
+from mezzotint.benchmark.markup import latex, markdown, tex
 from mezzotint.benchmark.rows import Row
-from mezzotint.benchmark.table import Stat
-from mezzotint.benchmark.text import latex, markdown, missing_cells, number_text, stat_text, tables, tex
+from mezzotint.benchmark.table import Change, Stat
+from mezzotint.benchmark.text import missing_cells, tables
 
 
 def test_markdown_has_a_rectangle_of_fields_for_every_table(rows: list[Row]) -> None:
     text = markdown(tables(rows), [])
-    assert text.count("\n## ") + 1 == 3
+    assert text.count("\n## ") + 1 == 4
     for part in text.split("## ")[1:]:
         lines = [line for line in part.splitlines() if line.startswith("|")]
         assert len({line.count(" | ") for line in lines}) == 1
     assert "| W4A8 | eda-dm |" in text
     assert "**1.30 ± 0.10**" in text
-    assert "| W4A8 | symmetric: has symmetric ranges |" in text
-    assert "| W4A8 | eda-dm | 29.00 ± 0.00 |" in text
-    assert "2.50 (+1.30)" in text  # against the same seed of the whole recipe, 1.20
-    assert f"1.10 ({chr(0x2212)}0.10)" in text
-    assert "FD to the training images: the float model has 70.00" in text
+    assert "| W4A8 | symmetric | has symmetric ranges |" in text
+    assert "| W4A8 | eda-dm | the whole method | 29.00 ± 0.00 |" in text
+    assert "**2.50 (+1.30 ± 0.14)**" in text  # against the same seed of the whole recipe, 1.20
+    assert f" 1.10 ({chr(0x2212)}0.10 ± 0.14) " in text
+    assert "| float | – | – | – | – | – | – | 70.00 | – |" in text
 
 
 def test_latex_is_balanced_and_escaped(rows: list[Row]) -> None:
-    rows = [row.model_copy(update={"model": "a_b & 50% {x}"}) for row in rows]
+    long = "takes the layer losses from a second quantized pass"
+    rows = [row.model_copy(update={"model": "a_b & 50% {x}", "note": row.note and long}) for row in rows]
     text = latex(tables(rows), ["m w4a8 nearest seed 3"])
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
     assert r"a\_b \& 50\% \{x\}" in text
     assert r"\textbf{1.30 $\pm$ 0.10}" in text
     assert "% not run: m w4a8 nearest seed 3" in text
     assert text.isascii()
-    for table in re.findall(r"\\begin\{tabular\}\{(.*?)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+    assert "p{5cm}" in text  # sentences break
+    for table in re.findall(r"\\begin\{tabular\}\{(.*?)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
         ends = [line for line in table[1].splitlines() if line.endswith(r"\\")]
-        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in ends} == {len(table[0])}
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in ends} == {len(table[0].replace("p{5cm}", "l"))}
 
 
 def test_iterations_are_a_column_only_where_they_differ(rows: list[Row]) -> None:
@@ -46,8 +50,11 @@ def test_figures() -> None:
     assert stat_text(None, 2) == "–"
     assert stat_text(Stat(1234.5, None, 1, None), 1) == "1,234.5"
     assert stat_text(Stat(-1.0, 0.25, 2, None), 2) == "\u22121.00 ± 0.25"
-    assert stat_text(Stat(math.inf, None, 1, (math.inf, math.inf)), 2) == "∞"
+    assert stat_field(Stat(math.inf, None, 1, (math.inf, math.inf)), 2).whole == "∞"
+    assert stat_field(Stat(1.5, None, 1, (1.0, 2.0)), 1).whole == "1.5 [1.0, 2.0]"
     assert number_text(math.nan, 1) == "–"
+    assert effect_field(Stat(2.0, 0.1, 3, None), Change(-1.0, 0.25), 2).whole == "2.00 ± 0.10 (\u22121.00 ± 0.25)"
+    assert effect_field(Stat(2.0, None, 1, (1.0, 3.0)), Change(0.5, None), 1).whole == "2.0 (+0.5)"
     assert tex("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 
@@ -62,6 +69,45 @@ def test_what_did_not_run_is_said(rows: list[Row]) -> None:
 def test_warnings_and_what_scores_are_made_of_stand_below() -> None:
     score = {"name": "FID", "value": 9.0, "low": 8.0, "high": 10.0, "count": 5000, "resize": "299 px, tf1"}
     score |= {"features": "pool3", "warning": "5,000 images, the protocol takes 50,000"}
-    (table,) = tables([make_row(scores=[score], warnings=["few"])])
+    table, _ = tables([make_row(scores=[score], warnings=["few"])])
     assert "FID: 5,000 images, pool3, 299 px, tf1" in table.notes
     assert table.notes[-2:] == ["warning: few", "warning: 5,000 images, the protocol takes 50,000"]
+
+
+def test_costs_are_a_table_with_a_line_for_all_recipes_that_cost_the_same() -> None:
+    rows = [make_row("nearest", "w8a8"), make_row("eda-dm", "w8a8"), make_row("eda-dm", "w4a8")]
+    other = make_row("tfmq-dm", "w8a8", cost=make_cost(300_000))
+    older = make_row("ptq4dm", "w8a8", cost=None, calls=None)
+    table = tables([*rows, other, older])[1]
+    assert table.title == "emoji: cost"
+    texts = [[field.text for field in row] for section in table.sections for row in section]
+    assert texts == [
+        ["float", "float32", "1.00", "1.00×", "0.50×", "2.05", "0.205", "1.00×", "0.25×"],
+        ["float", "float16, bfloat16", "0.50", "2.00×", "1.00×", "0.512", "0.0512", "4.00×", "1.00×"],
+        ["W8A8", "nearest, eda-dm", "0.25", "4.00×", "2.00×", "0.128", "0.0128", "16.00×", "4.00×"],
+        ["W8A8", "tfmq-dm", "0.30", "3.33×", "1.67×", "0.128", "0.0128", "16.00×", "4.00×"],
+        ["W4A8", "eda-dm", "0.25", "4.00×", "2.00×", "0.128", "0.0128", "16.00×", "4.00×"],
+    ]
+    assert "an image takes 100 calls" in table.caption
+
+
+def test_a_pipeline_of_several_networks_has_its_bytes_beside() -> None:
+    (_, table) = tables([make_row(cost=make_cost(250_000, beside=1_000_000)), make_row("nearest", calls=51)])
+    assert table.header[2:7] == ["calls", "network, MB", "vs fp32", "vs fp16", "pipeline, MB"]
+    last = [field.text for field in table.sections[-1][-1]]
+    assert last[:7] == ["W4A8", "eda-dm", "100", "0.25", "4.00×", "2.00×", "1.25"]
+
+
+def test_rows_without_costs_make_no_table_of_them(rows: list[Row]) -> None:
+    older = [row.model_copy(update={"cost": None}) for row in rows]
+    assert [table.title for table in tables(older)][:2] == [
+        "emoji",
+        "emoji: from eda-dm to eda-dm-official, one difference at a time",
+    ]
+
+
+def test_it_is_said_where_a_quantized_model_is_ahead_of_the_float_model() -> None:
+    assert not any("no merit" in note for note in tables([make_row()])[0].notes)
+    assert any(
+        note.startswith("FD to the training images: where") for note in tables([make_row(fd_train=60.0)])[0].notes
+    )

@@ -12,17 +12,21 @@ from torch.testing import assert_close
 
 import mezzotint
 from families import tiny_ldm_class, tiny_ldm_vq, tiny_sd
+from mezzotint.config import with_settings
 from mezzotint.errors import ArtifactError, BitsError, ConfigError
 from mezzotint.evaluation.cost import pipeline_sizes
 from mezzotint.layers.int_base import IntLayer
 from mezzotint.models.conditioning import encode_conditions
+from mezzotint.models.families import family_of
 from tiny import tiny_pipeline
 
-SMALL: dict[str, Any] = {"steps": 2, "calib_size": 2, "forward_batch": 8, "device": "cpu"}
+SMALL: dict[str, Any] = {"steps": 2, "calib_size": 2, "forward_batch": 8}
 
 
 def quantized(pipeline: Any, **parts: str) -> Any:
-    return mezzotint.quantize(pipeline, "w8a8", "nearest", **SMALL, **parts)
+    made = mezzotint.make_config("nearest", "w8a8", family=family_of(pipeline), **SMALL, **parts)
+    config = with_settings(made, {"ranges.candidates": 12})  # most of the time is in the search
+    return mezzotint.quantize(pipeline, config=config, device="cpu")
 
 
 @pytest.fixture(scope="module")

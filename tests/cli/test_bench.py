@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -16,6 +14,8 @@ from mezzotint import speed
 from mezzotint.cli.app import run
 from mezzotint.cli.verdicts import verdict
 from tiny import tiny_pipeline, tiny_unet
+
+pytestmark = pytest.mark.usefixtures("traceable")
 
 SMALL: dict[str, Any] = {"steps": 4, "calib_size": 4, "pilot_size": 4, "forward_batch": 4, "drift_trajectories": 0}
 
@@ -30,15 +30,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     quantized = mezzotint.quantize(mezzotint.load(folder / "float"), config=quick)
     mezzotint.save_quantized(quantized, folder / "int")
     return str(folder / "float"), str(folder / "int")
-
-
-@pytest.fixture(autouse=True)
-def traceable() -> Iterator[None]:
-    """Checks of shapes are off inside what is traced: the tracer does not take them."""
-    torch._dynamo.reset()
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def bench(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def test_a_table_from_nothing(model: str, tmp_path: Path, capsys: pytest.Capture
     rows = RowFile(tmp_path / "t").read()
     assert [row.bits for row in rows] == ["w8a8", "w4a8"]
     assert {row.calib_size for row in rows} == {2}
+    assert run([*words, "--metrics", "is"]) == 0
+    assert "2 of these have not all of --metrics" in capsys.readouterr().err
     assert run(["bench-quality", "--render", "-o", str(tmp_path / "t")]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("nearest", "W8A8", "2 cells", "not run"))
@@ -52,6 +54,8 @@ def test_a_table_from_nothing(model: str, tmp_path: Path, capsys: pytest.Capture
         (["--set", "ranges.nrm=3"], "no option 'ranges.nrm'"),
         (["--seeds", "1,1"], "--seeds '1,1': 1 of them are named twice"),
         (["--metrics", "fdi"], "metrics: expected some of fid"),
+        (["--labels", "3"], "--labels: DDIMPipeline is unconditional"),
+        (["--merge", "nowhere"], "nowhere: holds no finished cell"),
         (["--reference", "nowhere", "--metrics", "fid"], "nowhere: no such reference"),
     ],
 )
@@ -70,3 +74,15 @@ def test_a_finished_cell_on_one_line() -> None:
         "emoji w4a8 eda-dm seed 1: SQNR 29.00 dB, PSNR pooled 24.50 mean 27.25 dB, FD 1.250, to training 70.500 "
         "(70.000), FID 9.500; seconds: calibrate 30 sample 10 compare 1, 1.50 ms an iteration"
     )
+
+
+def test_tables_of_two_machines_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seeds in (("one", (1, 2)), ("two", (2, 3))):
+        for seed in seeds:
+            RowFile(tmp_path / name).append(make_row(seed=seed, fd=1.0 if name == "one" else 2.0))
+    words = ["--merge", str(tmp_path / "one"), "--merge", str(tmp_path / "two"), "-o", str(tmp_path / "both")]
+    assert run(["bench-quality", *words]) == 0
+    out, err = capsys.readouterr()
+    assert "1.67 ± 0.58" in out
+    assert "emoji w4a8 eda-dm seed 2 occur more than once; the last row of a cell counts" in err
+    assert [(row.seed, row.fd) for row in RowFile(tmp_path / "both").read()] == [(1, 1.0), (2, 2.0), (3, 2.0)]

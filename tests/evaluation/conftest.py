@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmark_rows import SELECTION
 from mezzotint.evaluation.cost import Cost, Latency, Sizes
 from mezzotint.evaluation.evaluate import compare_pairs
 from mezzotint.evaluation.intervals import Estimate
@@ -100,15 +101,6 @@ def manifest() -> dict[str, Any]:
             "seconds": 4.5,
         },
     ]
-    selection = {
-        "steps": [0, 1, 2],
-        "times": [800, 198, 0],
-        "density": [2.0, 1.0, 0.0],
-        "variety": [100.0, 300.0, 900.0],
-        "score": [1.0, 0.8, 1.2],
-        "counts": [11, 9, 12],
-        "radius": 2.5,
-    }
     return {
         "mezzotint_version": "0.1.0",
         "created": "2026-01-02T03:04:05+00:00",
@@ -117,6 +109,6 @@ def manifest() -> dict[str, Any]:
         "float_modules": ["mid_block.resnets.0.norm1", "conv_norm_out"],
         "config": {"recipe": "eda-dm", "reconstruction": {"iters": 1000, "layer_weight": 0.8}},
         "seeds": {"calibration": 2147483648},
-        "results": {"selection": selection, "units": units, "seconds": {"reconstruct": 412.5}},
+        "results": {"selection": dict(SELECTION), "units": units, "seconds": {"reconstruct": 412.5}},
         "files": {"unet/quantized.safetensors": {"sha256": "cd" * 32, "bytes": 10_933_248}},
     }

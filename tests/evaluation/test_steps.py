@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sqnr, measured_steps
+from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sampler_sqnr, mean_sqnr, measured_steps
 from mezzotint.models.denoiser import predict_eps
+from mezzotint.sampling.correction import NoiseCorrection, correct_
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import iterate
 from tiny import tiny_pipeline
@@ -86,3 +87,22 @@ def test_equal_networks_have_infinite_ratio_and_progress_counts_trajectories() -
 def test_mean_is_of_decibels() -> None:
     rows = [StepSqnr(step=0, t=9, sqnr_db=40.0), StepSqnr(step=1, t=0, sqnr_db=0.0)]
     assert mean_sqnr(rows) == 20.0
+
+
+def test_in_the_sampler_a_correction_is_seen() -> None:
+    network, other, scheduler = noisy_pair(0.5)
+    plain = eps_sqnr(network, other, scheduler, range(2), shape=SHAPE, steps=[0, 3], batch_size=2)
+    assert [row.sampler_db for row in plain] == [row.sqnr_db for row in plain]
+    times = tuple(scheduler.times)
+    table = {"gain": (1.0,) * 4, "bias": ((0.5,) * 3,) * 4, "variance": (0.0,) * 4}
+    correct_(other, NoiseCorrection(times=times, guidance_scale=1.0, **table))
+    corrected = eps_sqnr(network, other, scheduler, range(2), shape=SHAPE, steps=[0, 3], batch_size=2)
+    assert [row.sqnr_db for row in corrected] == [row.sqnr_db for row in plain]
+    assert all(row.sampler_db is not None and row.sampler_db > 100 for row in corrected)
+
+
+def test_mean_in_the_sampler_needs_every_step() -> None:
+    rows = [StepSqnr(step=s, t=9 - s, sqnr_db=1.0, sampler_db=db) for s, db in ((0, 40.0), (1, 20.0))]
+    assert mean_sampler_sqnr(rows) == 30.0
+    assert mean_sampler_sqnr([*rows, StepSqnr(step=2, t=0, sqnr_db=1.0)]) is None
+    assert mean_sampler_sqnr([]) is None

@@ -16,9 +16,9 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from torch import Tensor
 
 from exports import SAMPLERS, Exported
+from measures import decibels
 from mezzotint.cli.app import run
 from mezzotint.errors import ArtifactError, ConfigError, MissingExtraError, OutputError
 from mezzotint.export import export_pipeline, load_exported
@@ -45,11 +45,6 @@ SMALL: dict[str, Any] = {
     "up_block_types": ("UpBlock2D",),
     "add_attention": False,
 }
-
-
-def decibels(expected: Tensor, found: Tensor) -> float:
-    noise = float((expected - found).double().square().sum())
-    return float("inf") if noise == 0 else float(10 * torch.log10(expected.double().square().sum() / noise))
 
 
 def conditions(pipeline: Any, count: int = len(SEEDS)) -> Conditions | None:

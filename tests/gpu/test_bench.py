@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 
 import mezzotint
 from mezzotint.cli.app import run
 from tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("traceable")
+
 SMALL: dict[str, Any] = {"steps": 4, "calib_size": 4, "pilot_size": 4, "forward_batch": 4, "drift_trajectories": 0}
-
-
-@pytest.fixture(autouse=True)
-def traceable() -> Iterator[None]:
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.gpu

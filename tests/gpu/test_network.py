@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
-from torch import nn
 
-from mezzotint.calibration.plan import plan_layers
-from mezzotint.calibration.ranges import fit_ranges
-from mezzotint.calibration.rows import CalibrationSet
-from mezzotint.config import RangeConfig
+from integer_networks import fresh, integer_network
+from measures import decibels
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.gpu.network import LoweredCalls, LoweringConfig, lower_network_, lowered_report
 from mezzotint.layers.int_base import IntLayer
-from mezzotint.layers.swap import prepare, to_integer
 from mezzotint.models.denoiser import example_inputs
-from mezzotint.models.units import layers_by_role, split_shortcuts
-from mezzotint.progress import NullProgress
-from mezzotint.recipes.registry import make_config
-from tiny import tiny_text_unet, tiny_unet
+
+pytestmark = pytest.mark.usefixtures("traceable")
 
 FLOAT32 = LoweringConfig(torch.float32)
+ON_CODES = LoweringConfig(torch.float32, attention="int8")
+ON_CODES_DB = 35  # measured 69 and more; with attention in floats 31 to 33
 SAME_DB = 30  # measured 37: one code that another order of a sum tips over, and what these small models make of it
 DTYPE_DB = {torch.float16: 26, torch.bfloat16: 22}
-
-
-@functools.cache
-def integer_network(kind: str, bits: str = "w8a8", *, matmuls: bool = True) -> nn.Module:
-    network = tiny_unet() if kind == "pixels" else tiny_text_unet()
-    config = make_config("nearest", bits).model_copy(update={"ranges": RangeConfig(candidates=2)})
-    inputs = example_inputs(network, batch=2)
-    plan = plan_layers(network, config, splits=split_shortcuts(network, *inputs), edges=layers_by_role(network))
-    plan = {name: spec for name, spec in plan.items() if matmuls or spec.kind != "matmul"}
-    simulated = prepare(network, plan)
-    cond = dict(zip(("encoder_hidden_states",), inputs[2:], strict=False))
-    rows = CalibrationSet(inputs[0], inputs[1], cond)
-    fit_ranges(simulated, rows, config, torch.device("cpu"), NullProgress())
-    return to_integer(simulated)
-
-
-def fresh(kind: str, bits: str = "w8a8", **options: Any) -> Any:
-    return copy.deepcopy(integer_network(kind, bits, **options))
 
 
 @functools.cache
@@ -61,11 +36,6 @@ def lowered_network(kind: str) -> Any:
 @torch.no_grad()
 def eps(network: Any, batch: int = 2, device: str = "cpu") -> torch.Tensor:
     return network(*(value.to(device) for value in example_inputs(network, batch))).sample.cpu()
-
-
-def decibels(reference: torch.Tensor, other: torch.Tensor) -> float:
-    noise = float((reference - other).double().square().sum())
-    return float("inf") if noise == 0 else float(10 * torch.log10(reference.double().square().sum() / noise))
 
 
 def calls_of(network: Any) -> LoweredCalls:
@@ -96,14 +66,6 @@ def outputs_of_products(network: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def traceable() -> Iterator[None]:
-    """No checks of shapes inside what is traced: the tracer does not take them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.parametrize(("kind", "bits"), [("pixels", "w4a8"), ("text", "w8a8")])
 def test_lowered_is_the_integer_network(kind: str, bits: str) -> None:
     network = fresh(kind, bits, matmuls=False)
@@ -130,12 +92,38 @@ def test_activations_of_two_bytes_and_float_attention_cost_little(kind: str) -> 
     assert decibels(eps(integer_network(kind)), result) > DTYPE_DB[torch.bfloat16]
 
 
+@pytest.mark.parametrize(("kind", "own_grids", "coded"), [("pixels", False, 0), ("text", True, 16)])
+def test_with_attention_on_codes_it_is_the_integer_network(kind: str, own_grids: bool, coded: int) -> None:
+    network = fresh(kind)
+    for name, layer in network.named_modules():
+        if own_grids and name.endswith((".to_k", ".to_v")):  # not one product with q; codes in each one's epilogue
+            layer.input_scale.mul_(1.1 if name.endswith("k") else 1.2)
+    expected = eps(network)
+    assert decibels(expected, eps(lower_network_(network, ON_CODES))) > ON_CODES_DB
+    counted = operators(network)
+    assert counted["mezzotint.int_attention_codes.default"] == (4 if kind == "pixels" else 8)
+    assert not counted["mezzotint.flash_attention_codes.default"]
+    [lowered] = calls_of(network).lowered.values()
+    assert {cost.kind for cost in lowered.costs if "attention" in cost.kind} == {"int8 attention"}
+    sources = [
+        node.args[index].target
+        for node in lowered.module.graph.nodes
+        if "int_attention" in str(node.target)
+        for index in range(3)
+    ]
+    assert torch.ops.mezzotint.nhwc_codes.default not in sources  # parts of one product become codes inside
+    assert sources.count(torch.ops.mezzotint.int8_product_codes.default) == coded
+
+
 @pytest.mark.parametrize("kind", ["pixels", "text"])
 def test_nothing_is_left_between_products(kind: str) -> None:
     counted = operators(lowered_network(kind))
     gone = ("aten.add.Tensor", "aten.group_norm.default", "aten.layer_norm.default", "aten.gelu.default")
     assert not {name: count for name, count in counted.items() if name in gone}
     assert counted["aten.silu.default"] == 2  # both of the time embedding
+    assert counted["aten.cat.default"] <= 2  # sines and cosines, and back
+    assert counted["mezzotint.nhwc_entry_codes.default"] == 5  # of every block with a shortcut
+    assert not counted["aten.exp.default"]  # frequencies are constants
     assert not [name for name in counted if name.startswith(("rows.", "standing_in."))]
 
 
@@ -217,11 +205,18 @@ def test_what_runs_a_layer_is_told() -> None:
     reports = {name: lowered_report(network, name) for name in ("conv_in", f"{attention}.processor.qk")}
     assert [report.name for report in reports.values() if report] == ["triton", "flash"]
     assert lowered_report(integer_network("text"), "conv_in") is None
+    report = lowered_report(lower_network_(fresh("text"), ON_CODES), f"{attention}.processor.pv")
+    assert report is not None
+    assert (report.name, "int8 codes" in report.reason) == ("triton", True)
 
 
 def test_what_cannot_be_lowered_is_an_error() -> None:
     with pytest.raises(ConfigError, match="dtype must be one of .* got torch.int8"):
         LoweringConfig(torch.int8)
+    with pytest.raises(ConfigError, match="attention must be one of bf16, int8, got 'fp8'"):
+        LoweringConfig(attention="fp8")
+    with pytest.raises(ConfigError, match="needs grids of q, k, softmax and v, and this network has none"):
+        eps(lower_network_(fresh("pixels", matmuls=False), ON_CODES))
     network = lowered_network("text")
     x_t, t, context = example_inputs(network, 1)
     with pytest.raises(ModelError, match="without attention_mask"):
@@ -237,6 +232,13 @@ def test_kernels_compute_what_torch_does(kind: str, bits: str, dtype: torch.dtyp
     expected = eps(network)
     result = eps(lower_network_(network.cuda(), LoweringConfig(dtype)), device="cuda")
     assert decibels(expected, result) > DTYPE_DB.get(dtype, 40)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["pixels", "text"])
+def test_kernels_of_attention_on_codes_compute_what_torch_does(kind: str) -> None:
+    expected = eps(integer_network(kind))
+    assert decibels(expected, eps(lower_network_(fresh(kind).cuda(), ON_CODES), device="cuda")) > ON_CODES_DB
 
 
 @pytest.mark.gpu

@@ -84,16 +84,16 @@ def test_groups_of_a_split_shortcut_are_added_in_order() -> None:
 
 
 def test_codes_residual_and_geglu_follow_the_product() -> None:
-    part = weighted(weights((12, 32), "random", 2), 9, True, 2)
+    part = weighted(weights((32, 32), "random", 2), 9, True, 2)
     x_s8 = torch.randint(-128, 128, (5, 32), generator=torch.Generator().manual_seed(2)).to(torch.int8)
-    y, residual = product(x_s8, linear_operand([part]), dtype=torch.float32), torch.randn(5, 12)
+    y, residual = product(x_s8, linear_operand([part]), dtype=torch.float32), torch.randn(5, 32)
     scale = y.abs().max().item() / 100
     more = product(x_s8, linear_operand([part]), residual=residual, dtype=torch.float32)
     assert torch.equal(more, y + residual)
     coded = product_codes(x_s8, linear_operand([part]), scale, 128, residual=residual)
     assert torch.equal(coded, codes_s8(y + residual, scale, 128))
     gated = product_geglu_codes(x_s8, linear_operand([part], geglu=True), scale, 128)
-    assert torch.equal(gated, codes_s8(y[:, :6] * F.gelu(y[:, 6:]), scale, 128))
+    assert torch.equal(gated, codes_s8(y[:, :16] * F.gelu(y[:, 16:]), scale, 128))
 
 
 @EXAMPLES

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-CASES = [Path(__file__).with_name(name) for name in ("triton_cases.py", "flash_cases.py")]
-QUICK = "(accumulators and 24) or ties or packed or candidates or passed or tuned"
+CASES = [Path(__file__).with_name(f"{name}_cases.py") for name in ("triton", "norm", "flash", "int_attention")]
+QUICK = (
+    "(accumulators and 24) or ties or packed or candidates or passed or tuned or halves or far_ahead or inside "
+    "or upsampled"
+)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +33,11 @@ def test_triton_kernels(interpret: bool, chosen: str) -> None:
 
 
 @pytest.mark.slow
-def test_shared_memory_that_triton_asks_for_is_bounded(tmp_path: Path) -> None:
-    """Compiles for sm_90, without a GPU."""
+def test_what_triton_compiles_ahead_of_time(tmp_path: Path) -> None:
+    """Shared memory is bounded, products of codes are those of the tensor cores; without a GPU."""
     pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
-    run([Path(__file__).with_name("shared_cases.py")], {"TRITON_CACHE_DIR": str(tmp_path)}, "")
+    cases = [Path(__file__).with_name(name) for name in ("shared_cases.py", "int_compiled_cases.py")]
+    run(cases, {"TRITON_CACHE_DIR": str(tmp_path)}, "")
 
 
 def run(cases: list[Path], more: dict[str, str], chosen: str) -> None:

@@ -6,7 +6,6 @@ import copy
 import pickle
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from mezzotint.grid.spec import GridSpec, activation_spec, weight_spec
 from mezzotint.kernels import onednn
 from mezzotint.layers.integer import IntConv2d, IntLinear, IntMatMul
 from mezzotint.layers.spec import LayerSpec
+from typecheck import switched_off
 
 EPS = torch.finfo(torch.float32).eps
 VNNI = onednn.probe(255, 128) is None
@@ -278,14 +278,11 @@ def test_auto_takes_onednn() -> None:
 
 
 def test_a_layer_compiles_without_graph_breaks() -> None:
-    jaxtyping.config.update("jaxtyping_disable", True)  # the compiler cannot follow the shape checks of the tests
-    try:
+    with switched_off():
         for which in (0, 1, 5):
             layer, inputs = every_layer()[which]
             y = layer(*inputs)
             assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(*inputs), y)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_errors_name_the_thing() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from mezzotint.layers.integer import IntLinear
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.layers.swap import integer_layer
 from mezzotint.layers.timed import TAG, FakeQuantTimedLinear, TaggedTimes, codes_by_row, split_tag
+from typecheck import switched_off
 
 TIMES = 7
 IN, OUT = 29, 11  # neither suits a kernel
@@ -126,13 +126,9 @@ def test_a_traced_layer_computes_the_same_in_one_graph() -> None:
     timed, _ = layers(4, 8, hands_on=True)
     x, rows = batch()
     timed.prepare_kernel_()
-    jaxtyping.config.update("jaxtyping_disable", True)  # the compiler cannot follow the shape checks of the tests
-    try:
-        with torch.no_grad():
-            traced = torch.compile(timed, backend="eager", fullgraph=True)(tagged(x, rows))
-            assert torch.equal(traced, timed(tagged(x, rows)))
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with switched_off(), torch.no_grad():
+        traced = torch.compile(timed, backend="eager", fullgraph=True)(tagged(x, rows))
+        assert torch.equal(traced, timed(tagged(x, rows)))
 
 
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 1000), (torch.float16, 1000), (torch.bfloat16, 224)])

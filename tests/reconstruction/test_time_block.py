@@ -7,13 +7,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from measures import decibels
 from mezzotint.artifact import load_quantized, save_quantized
 from mezzotint.calibration.time_ranges import timed_quantizers
 from mezzotint.config import QuantizeConfig, with_settings
@@ -32,6 +32,7 @@ from mezzotint.reconstruction.checkpoints import Checkpoints
 from mezzotint.reconstruction.time_block import NAME, reconstruct_time_layers, units_without_time
 from mezzotint.sampling.schedulers import make_scheduler
 from tiny import tiny_pipeline, tiny_text_unet, tiny_unet
+from typecheck import switched_off
 
 CPU = torch.device("cpu")
 SMALL = {"steps": 6, "calib_size": 6, "forward_batch": 4}
@@ -61,10 +62,6 @@ def learned() -> tuple[nn.Module, dict[str, Any]]:
 
 def times() -> Tensor:
     return torch.tensor(distinct_times(make_scheduler(tiny_pipeline(), config().sampler).times))
-
-
-def decibels(reference: Tensor, other: Tensor) -> float:
-    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
 
 
 @pytest.mark.parametrize("network", [tiny_unet(), tiny_text_unet()])
@@ -185,13 +182,10 @@ def test_the_fused_block_still_knows_the_time() -> None:
     """Traced once, it answers to other times than those it was traced with."""
     block = TimeBlock(to_integer(simulation("nearest", "w4a8").network))
     plain = [block(moment) for moment in (times(), times().flip(0))]
-    jaxtyping.config.update("jaxtyping_disable", True)  # the compiler cannot follow the shape checks of the tests
-    try:
+    with switched_off():
         fused: Any = torch.compile(block, backend=fusing_backend, fullgraph=True, dynamic=False)
         assert torch.equal(fused(times()), plain[0])
         assert torch.equal(fused(times().flip(0)), plain[1])
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_float_activations_need_no_tables() -> None:

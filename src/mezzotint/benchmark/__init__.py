@@ -4,7 +4,10 @@ plan        which cells there are: recipes x bits x seeds, every difference from
 rows        what a finished cell is, and the file it is kept in
 measure     one cell: calibrate, draw, compare with the float model
 run         the cells one after the other; finished ones are not run again
-table       rows that differ in the seed alone, as mean and spread; who is best
+merging     tables of several machines as one
+columns     the figures of a row
+table       rows that differ in the seed alone, as mean and spread; who is best; what a change changes
+text        the tables as fields of text (fields), with what the recipes cost (costs)
 verdict     the table in words
-render      Markdown, LaTeX and the report, from the rows alone
+render      Markdown and LaTeX (markup) and the report (page), from the rows alone
 """

@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image
 
+from mezzotint.benchmark.columns import FD, PSNR
+from mezzotint.benchmark.fields import TextTable, number_text
 from mezzotint.benchmark.plan import OURS
 from mezzotint.benchmark.rows import Row
 from mezzotint.benchmark.table import Block, Line, recipe_blocks
-from mezzotint.benchmark.text import TextTable, number_text
 from mezzotint.benchmark.verdict import verdict
 from mezzotint.errors import OutputError
 from mezzotint.evaluation import charts
@@ -36,7 +37,8 @@ OUR_HUE = 3  # the look of our recipe's curves: the page's accent
 def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Sequence[str], folder: Path) -> str:
     """The page as text; pictures are read from `folder`."""
     blocks = recipe_blocks(rows)
-    featured = _featured(blocks)
+    line = _featured(blocks)
+    featured = line.first
     return render_page(
         TEMPLATE,
         {
@@ -45,6 +47,7 @@ def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Seq
             "tables": tables,
             "missing": missing,
             "featured": featured,
+            "lead": {"fd": line.stat(FD), "psnr": line.stat(PSNR)},
             "count": len(rows),
             "plate": _plate(folder, featured),
             "sheets": [_sheets(folder, model, list(group)) for model, group in groupby(blocks, lambda b: b.model)],
@@ -59,11 +62,11 @@ def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Seq
     )
 
 
-def _featured(blocks: Sequence[Block]) -> Row:
-    """The row at the top of the page: ours with 4-bit weights and 8-bit activations, or what comes closest to that."""
+def _featured(blocks: Sequence[Block]) -> Line:
+    """The line at the top of the page: ours with 4-bit weights and 8-bit activations, or what comes closest to that."""
     lines = [(block, line) for block in blocks for line in block.lines]
     ranked = sorted(lines, key=lambda pair: (pair[1].name != OURS, pair[0].bits != "w4a8"))
-    return ranked[0][1].first
+    return ranked[0][1]
 
 
 def _plate(folder: Path, row: Row) -> dict[str, Any] | None:
@@ -109,18 +112,25 @@ def _sheets(folder: Path, model: str, blocks: list[Block]) -> dict[str, Any] | N
 
 
 def _trajectories(block: Block) -> dict[str, Any]:
-    """SQNR over steps, a curve for every recipe."""
+    """SQNR over steps, a curve for every recipe: of the network, or, where a recipe corrects eps, in the sampler."""
+    steps = [step for line in block.lines for step in line.first.steps]
+    corrected = any(line.first.options.get("correction", "none") != "none" for line in block.lines)
+    sampler = corrected and all(step.sampler_db is not None for step in steps)
     others = cycle(hue for hue in range(charts.HUES) if hue != OUR_HUE)
     series = [
         {
             "name": line.name,
-            "rows": [step.model_dump() for step in line.first.steps],
+            "rows": [
+                {"step": step.step, "t": step.t, "sqnr_db": step.sampler_db if sampler else step.sqnr_db}
+                for step in line.first.steps
+            ],
             "hue": OUR_HUE if line.name == OURS else next(others),
         }
         for line in block.lines
         if line.first.steps
     ]
-    return {"title": _title(block), "charts": two_widths(charts.curves_chart, series), "series": series}
+    curves = two_widths(charts.curves_chart, series)
+    return {"title": _title(block), "charts": curves, "series": series, "sampler": sampler}
 
 
 def _allocations(block: Block) -> list[dict[str, Any]]:
@@ -203,7 +213,7 @@ def _provenance(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _title(block: Block) -> str:
-    return f"{block.model}, {block.bits.upper()}"
+    return ", ".join(filter(None, (block.model, block.bits.upper(), block.setting)))
 
 
 def _picture(path: Path) -> Image.Image:

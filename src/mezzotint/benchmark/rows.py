@@ -13,6 +13,7 @@ does that, with their pictures.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -252,11 +253,15 @@ class RowFile:
 def _options(config: str) -> tuple[tuple[str, str], ...]:
     """`Row.options` of a config as JSON."""
     data = json.loads(config)
-    try:
+    with contextlib.suppress(ValidationError):  # written by a version whose options were others
         data = QuantizeConfig.model_validate(data).model_dump(mode="json")
-    except ValidationError:  # written by a version whose options were others
-        pass
     return tuple(settings({key: value for key, value in data.items() if key not in SPENDING}))
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Logs a line, the first time that it comes up."""
+    logger.warning(line)
 
 
 def latest(rows: Iterable[Row], where: str) -> list[Row]:
@@ -270,7 +275,7 @@ def latest(rows: Iterable[Row], where: str) -> list[Row]:
     if twice:
         first, count = next(iter(twice)), len(twice)
         others = "" if count == 1 else f" and {count - 1} more"
-        logger.warning("%s: %s%s occur more than once; the last row of a cell counts", where, first, others)
+        _say(f"{where}: {first}{others} occur more than once; the last row of a cell counts")
     return list(found.values())
 
 

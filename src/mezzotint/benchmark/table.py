@@ -5,9 +5,9 @@ the recipes of one bit setting. Another is *within the spread* of the best if th
 their two standard deviations, or, with one seed each, if the best mean lies in the interval of the other figure or the
 other way round. Without seeds and intervals nothing is known about spread, and nothing is within it.
 
-A *change* is what becomes of a figure between two lines. Its spread is the standard deviation of the differences seed by
-seed where two seeds or more have both, else the root of the sum of squares of both half intervals, as if the two figures
-had nothing to do with each other; they come from the same seeds of images, so it is rather too wide.
+A *change* is what becomes of a figure between two lines. Its spread is the standard deviation of the differences seed
+by seed where two seeds or more have both, else the root of the sum of squares of both half intervals, as if the two
+figures had nothing to do with each other; they come from the same seeds of images, so it is rather too wide.
 
 Rows of one name that differ in more than the seed are lines of their own, named by what differs; lines are compared
 with each other where they were judged on the same images: one float model, sampler, and list of prompts.
@@ -24,6 +24,7 @@ from typing import Any
 from mezzotint.benchmark.columns import Column, Interval
 from mezzotint.benchmark.plan import OURS, RELEASED, Kind
 from mezzotint.benchmark.rows import USUAL_SOURCE, Row
+from mezzotint.recipes.registry import RECIPES
 
 SAMPLER_PART = "sampler."
 MOST_OPTIONS = 3  # in a name
@@ -37,7 +38,6 @@ class Stat:
     spread: float | None
     count: int
     interval: Interval | None
-
 
     @property
     def half(self) -> float | None:
@@ -201,7 +201,8 @@ def _blocks(lines: Sequence[Line]) -> list[Block]:
         groups.setdefault(_judged_on(line), []).append(line)
     found = []
     for (model, bits, samples, *_), group in sorted(groups.items(), key=_weight_first):
-        found.append(Block(model, bits, samples, _told_apart(group), _setting(group[0], lines)))
+        ordered = _told_apart(sorted(group, key=_place))
+        found.append(Block(model, bits, samples, ordered, _setting(group[0], lines)))
     return found
 
 
@@ -210,6 +211,12 @@ def _judged_on(line: Line) -> tuple[Any, ...]:
     row = line.first
     sampler = [(name, value) for name, value in row.options.items() if name.startswith(SAMPLER_PART)]
     return row.model, row.bits, row.samples, row.weights, row.shown, str(sampler)
+
+
+def _place(line: Line) -> tuple[int, bool]:
+    """Recipes as the registry has them, ours last; plain ones before variants. Changes keep the order they ran in."""
+    row, known = line.first, [name for name in RECIPES if name != OURS]
+    return known.index(row.recipe) if row.recipe in known else len(known), bool(row.variant)
 
 
 def _setting(line: Line, lines: Sequence[Line]) -> str:

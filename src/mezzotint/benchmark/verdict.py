@@ -10,32 +10,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mezzotint.benchmark.columns import FD, PSNR, Column, columns_of
+from mezzotint.benchmark.fields import stat_text
 from mezzotint.benchmark.plan import OURS
 from mezzotint.benchmark.rows import Row
 from mezzotint.benchmark.scoring import TO_FLOAT
-from mezzotint.benchmark.table import FD, PSNR, Block, Column, columns_of, effect_blocks, recipe_blocks
-from mezzotint.benchmark.text import stat_text
+from mezzotint.benchmark.table import Block, Change, effect_blocks, recipe_blocks
 
 JUDGED = (FD, PSNR)
 
 
 @dataclass(frozen=True)
 class TableVerdict:
-    """A headline, and the sentences with the numbers behind it."""
+    """A headline, and the numbers behind it: what each paragraph is about, and the paragraph."""
 
     headline: str
-    sentences: list[str]
+    paragraphs: list[tuple[str, str]]
+
+    @property
+    def sentences(self) -> list[str]:
+        return [f"{about}. {words}" for about, words in self.paragraphs]
 
 
 def verdict(rows: Sequence[Row]) -> TableVerdict:
     """What the rows say."""
     blocks = recipe_blocks(rows)
     judged = [*JUDGED, *(column for column in columns_of(rows) if column.title.endswith(TO_FLOAT))]
-    sentences = [sentence for block in blocks for column in judged if (sentence := _standing(block, column))]
+    paragraphs = [(_about(block), words) for block in blocks if (words := _standings(block, judged))]
     for kind, what in (("difference", "differences of the release"), ("ablation", "changes of a part")):
         for block in effect_blocks(rows, kind):  # type: ignore[arg-type]  # both are Kinds
-            sentences.append(_largest(block, what))
-    return TableVerdict(_headline(blocks, len(rows)), sentences)
+            paragraphs.append((f"{_about(block)}, {what}", _largest(block, what)))
+    return TableVerdict(_headline(blocks, len(rows)), paragraphs)
+
+
+def _about(block: Block) -> str:
+    return ", ".join(filter(None, (block.model, block.bits.upper(), block.setting)))
 
 
 def _headline(blocks: Sequence[Block], rows: int) -> str:
@@ -58,8 +67,14 @@ def _headline(blocks: Sequence[Block], rows: int) -> str:
     return f"{OURS} is closest to the float model in {best} of {settings}{also}."
 
 
+def _standings(block: Block, columns: Sequence[Column]) -> str:
+    """The figures of one block as a sentence; "" where fewer than two recipes have any."""
+    found = [words for column in columns if (words := _standing(block, column))]
+    return f"{'; '.join(found)}." if found else ""
+
+
 def _standing(block: Block, column: Column) -> str:
-    """One figure of one block as a sentence; "" where fewer than two recipes have it."""
+    """One figure of one block in words; "" where fewer than two recipes have it."""
     best = block.best(column)
     if best is None:
         return ""
@@ -70,14 +85,14 @@ def _standing(block: Block, column: Column) -> str:
     def figure(index: int) -> str:
         return f"{block.lines[index].name} {stat_text(stats[index], column.digits)}{unit}"
 
-    words = f"{block.model}, {block.bits.upper()}, {column.title}: best is {figure(best)}, then {figure(ranked[1])}"
+    words = f"{column.title}: best is {figure(best)}, then {figure(ranked[1])}"
     names = [line.name for line in block.lines]
     if OURS in names and (mine := names.index(OURS)) not in ranked[:2] and stats[mine]:
-        words += f"; {figure(mine)} is number {ranked.index(mine) + 1} of {len(ranked)}"
+        words += f", {figure(mine)} is number {ranked.index(mine) + 1} of {len(ranked)}"
     if OURS in names and best != names.index(OURS):
         inside = block.standings(column)[names.index(OURS)] == "within"
-        words += f". {OURS} is {'within' if inside else 'not within'} the spread of the best"
-    return words + "."
+        words += f" ({OURS} is {'within' if inside else 'not within'} the spread of the best)"
+    return words
 
 
 def _largest(block: Block, what: str) -> str:
@@ -85,10 +100,16 @@ def _largest(block: Block, what: str) -> str:
     whole = block.lines[0].stat(FD)
     changed = [(line, stat) for line in block.lines if line.first.kind != "recipe" and (stat := line.stat(FD))]
     if whole is None or not changed:
-        return f"{block.model}, {block.bits.upper()}: no {what} were measured."
-    line, stat = max(changed, key=lambda pair: abs(pair[0].change_from(block.lines[0], FD) or 0.0))
+        return f"No {what} were measured."
+    moves = [change for line, _ in changed if (change := line.change_from(block.lines[0], FD))]
+    line, stat = max(changed, key=lambda pair: _size(pair[0].change_from(block.lines[0], FD)))
     name, before, after = line.first.variant.rpartition(", ")[2], *(stat_text(s, FD.digits) for s in (whole, stat))
+    worse, better = (sum(change.clear and sign * change.mean > 0 for change in moves) for sign in (1, -1))
     return (
-        f"{block.model}, {block.bits.upper()}: of {len(changed)} {what} the one that moves the Fréchet distance most "
-        f"is “{name}”: {before} becomes {after}."
+        f"Of {len(changed)}, {worse} clearly raise the Fréchet distance to the float model, {better} clearly lower it; "
+        f"the one that moves it most is “{name}”: {before} becomes {after}."
     )
+
+
+def _size(change: Change | None) -> float:
+    return 0.0 if change is None else abs(change.mean)

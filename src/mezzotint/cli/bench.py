@@ -11,6 +11,7 @@ from mezzotint.cli import inputs, options
 from mezzotint.cli.bench_gpu import measure_on_gpu
 from mezzotint.cli.output import facts, guarded, progress_bars, show, size
 from mezzotint.cli.verdicts import verdict
+from mezzotint.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -30,6 +31,10 @@ def bench(
     compile: Annotated[
         bool, typer.Option("--compile", help="Also bf16 through torch.compile: a minute or two before it starts.")
     ] = False,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="Products of attention on a GPU: [b]bf16[/b], or [b]int8[/b] on codes.", show_default="bf16"),
+    ] = None,
     device: options.Device = "cpu",
     json: options.AsJson = False,
     debug: options.Debug = False,
@@ -50,6 +55,8 @@ def bench(
     from mezzotint import speed
 
     place = inputs.find_device(device)
+    if place == "cpu" and attention is not None:
+        raise ConfigError("--attention is for a GPU: on a CPU attention is always of codes; leave it out")
     with progress_bars() as progress:
         pipeline = inputs.load_model(model, "cpu", progress)
         import torch
@@ -61,7 +68,9 @@ def bench(
             variants = (*speed.FLOATS, speed.COMPILED) if compile else speed.FLOATS
             measured = {**speed.machine(), **_measure(pipeline, batch, runs, variants)}
         else:
-            measured = measure_on_gpu(pipeline.unet, batch, runs, place, compiled=compile)
+            measured = measure_on_gpu(
+                pipeline.unet, batch, runs, place, compiled=compile, attention=attention or "bf16"
+            )
         result = {"model": model, "batch": batch, **measured}
         progress.advance()
         progress.finish()
@@ -145,6 +154,8 @@ def _table(result: dict[str, Any]) -> Group:
         rows = {"machine": f"{result['gpu']}, torch {result['torch']}"}
     else:
         rows = {"machine": f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}"}
+    if "attention" in result:
+        rows["attention"] = f"products of {result['attention']}"
     rows |= {f"peak, {row['variant']}": size(row["peak_bytes"]) for row in result["variants"] if "peak_bytes" in row}
     rows |= {f"bytes, {name}": size(count) for name, count in result["bytes"].items()}
     return Group(*parts, facts("Here", {**rows, "verdict": result["verdict"]}))

@@ -12,20 +12,25 @@ BASE = "bf16-graph"
 SECONDS = 0.1  # of calls for each of the rounds asked for
 
 
-def measure_on_gpu(network: Any, batch: int, runs: int, device: str, *, compiled: bool) -> dict[str, Any]:
+def measure_on_gpu(
+    network: Any, batch: int, runs: int, device: str, *, compiled: bool, attention: str = "bf16"
+) -> dict[str, Any]:
     """Variants, and for an artifact products and verdict, as plain data; as `cli.bench` has them for a CPU.
 
     Args:
         network: float or quantized, on the CPU; it is moved and, if quantized, lowered.
         runs: how many tenths of a second each variant is called.
         compiled: also bf16 through torch.compile and a CUDA graph.
+        attention: of the quantized network, as `optimize` takes it.
     """
     import torch
 
     from mezzotint import speed
     from mezzotint.evaluation.cost import float_bytes, stored_bytes
     from mezzotint.gpu import timing
+    from mezzotint.gpu.network import LoweringConfig
 
+    lowering = LoweringConfig(attention=attention)
     quantized = hasattr(network, "quantization")
     floating = (speed.float_twin(network) if quantized else network).to(device)
     given = [tuple(value.to(device) for value in values) for values in speed.input_sets(floating, batch)]
@@ -35,8 +40,8 @@ def measure_on_gpu(network: Any, batch: int, runs: int, device: str, *, compiled
     result["bytes"] = {"fp32": float_bytes(floating, 4)}
     if quantized:
         bits = str(network.quantization.bits)
-        result["bytes"]["quantized"] = stored_bytes(network)
-        rows.append(_row(bits, partial(_lowered, network, device), given, runs))
+        result["bytes"]["quantized"], result["attention"] = stored_bytes(network), attention
+        rows.append(_row(bits, partial(_lowered, network, device, lowering), given, runs))
     base = BASE if compiled else "bf16-eager"
     seconds = {row["variant"]: row["ms_median"] / 1e3 for row in rows}
     for row in rows:
@@ -51,11 +56,11 @@ def measure_on_gpu(network: Any, batch: int, runs: int, device: str, *, compiled
     return {**result, "verdict": words + how}
 
 
-def _lowered(network: Any, device: str) -> Any:
+def _lowered(network: Any, device: str, lowering: Any) -> Any:
     """A call of the network as `optimize` runs it, that gives eps."""
     from mezzotint.gpu.network import lower_network_
 
-    lowered: Any = lower_network_(network.to(device))
+    lowered: Any = lower_network_(network.to(device), lowering)
     return lambda *inputs: lowered(*inputs, return_dict=False)[0]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mezzotint.cli import inputs, options
-from mezzotint.cli.output import facts, guarded, progress_bars, show, stderr
+from mezzotint.cli.output import facts, guarded, progress_bars, show, stderr, stdout
 from mezzotint.errors import ConfigError
 from mezzotint.progress import NullProgress
 
@@ -36,7 +36,10 @@ def bench_quality(
         str, typer.Option(metavar="NAMES", help="Recipes, with commas between them.", rich_help_panel=CELLS)
     ] = "nearest,eda-dm",
     bits: Annotated[
-        str, typer.Option("--bits", metavar="SETTINGS", help="Bit settings, with commas between them.", rich_help_panel=CELLS)
+        str,
+        typer.Option(
+            "--bits", metavar="SETTINGS", help="Bit settings, with commas between them.", rich_help_panel=CELLS
+        ),
     ] = "w8a8,w4a8",
     seeds: Annotated[
         str,
@@ -84,24 +87,13 @@ def bench_quality(
             rich_help_panel=options.DRAWING,
         ),
     ] = None,
+    prompts: options.Prompts = None,
+    labels: options.Labels = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
-    preset: Annotated[
-        str, typer.Option(help="Time to spend: fast, default or paper.", rich_help_panel=options.METHOD)
-    ] = "default",
-    iters: Annotated[
-        int | None,
-        typer.Option(
-            help="Optimiser steps a unit, in recipes that learn.",
-            min=1,
-            show_default="the recipe's",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = None,
-    calib_size: Annotated[
-        int | None,
-        typer.Option(help="Calibration samples.", min=1, show_default="the recipe's", rich_help_panel=options.METHOD),
-    ] = None,
+    preset: options.Preset = "default",
+    calib_size: options.CalibSize = None,
+    iters: options.Iters = None,
     batch_size: options.BatchSize = 256,
     forward_batch: Annotated[
         int | None,
@@ -112,12 +104,7 @@ def bench_quality(
             rich_help_panel=options.RUNNING,
         ),
     ] = None,
-    cache_gb: Annotated[
-        float | None,
-        typer.Option(
-            help="Memory of the calibration's caches.", show_default="the recipe's", rich_help_panel=options.RUNNING
-        ),
-    ] = None,
+    cache_gb: options.CacheGb = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -130,6 +117,15 @@ def bench_quality(
         bool,
         typer.Option("--render", help="Run nothing: write table and report anew.", rich_help_panel=options.RUNNING),
     ] = False,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Run nothing: add the cells of another table, such as another machine's; repeat it for more. Of a "
+            "cell in several, the last named counts.",
+            rich_help_panel=options.RUNNING,
+        ),
+    ] = None,
     device: options.Device = "auto",
     json: options.AsJson = False,
     debug: options.Debug = False,
@@ -139,14 +135,19 @@ def bench_quality(
     Each cell calibrates a recipe, draws the float model's seeds with it and
     compares. DIR gets rows.jsonl (a line a cell, with everything that made it),
     table.md, table.tex and report.html. The same command goes on where a
-    killed one was; finished cells are not run again.
+    killed one was; finished cells are not run again. Each cell says what
+    its integers take in bytes and bit operations; for their time and memory
+    see [b]mezzotint bench[/b].
 
     [b]Examples[/b]
 
     mezzotint bench-quality -m ddim-emoji --recipes nearest,eda-dm --bits w8a8,w4a8 --samples 5000 -o table
 
     mezzotint bench-quality --bits w4a8 --seeds 1..3 --differences --ablations -o table
+
+    mezzotint bench-quality --merge machine-1 --merge machine-2 -o table
     """
+    from mezzotint.benchmark.merging import merge as merge_tables
     from mezzotint.benchmark.plan import Plan, list_cells
     from mezzotint.benchmark.render import render
     from mezzotint.benchmark.rows import RowFile
@@ -175,14 +176,19 @@ def bench_quality(
         ablations=ablations,
     )
     left: list[Cell] = []
-    if not render_only:
-        place = inputs.find_device(device)
+    if merge:
+        merge_tables(merge, out)
+    elif not render_only:
+        place, told = inputs.find_device(device), inputs.read_told(None, prompts, labels)
         with progress_bars() as progress:
             pipeline = inputs.load_float(model, "cpu", progress)
             cells = list_cells(plan, family_of(pipeline))
             scores = None if metrics is None else _words(metrics, "--metrics")
             scoring = {"metrics": scores, "reference": reference}
-            left = _run(pipeline, cells, out, progress, device=place, batch_size=batch_size, budget=budget, **scoring)
+            drawing: dict[str, Any] = {"inputs": inputs.check_told(pipeline, told), "batch_size": batch_size}
+            if prompts or labels:
+                drawing["source"] = prompts.name if prompts else f"--labels {labels}"
+            left = _run(pipeline, cells, out, progress, device=place, budget=budget, **drawing, **scoring)
     files = render(out)
     rows = RowFile(out).read()
     found = verdict(rows)
@@ -210,31 +216,36 @@ def _run(pipeline: Any, cells: list[Cell], out: Path, progress: Any, **options: 
     outcome = run_cells(pipeline, cells, out, progress=shown, on_row=tell, command=command, **options)
     if outcome.found:
         console.print(f"{len(outcome.found)} of {len(cells)} cells were in {out} already", markup=False)
+    unscored = _unscored(outcome.found, options["metrics"] or ())
+    if unscored:
+        console.print(f"{unscored} of these have not all of --metrics; their images are gone, run them elsewhere anew")
     for cell in outcome.left:
         console.print(f"not run, no time left: {cell.label}", markup=False, highlight=False)
     return outcome.left
 
 
+def _unscored(rows: list[Row], metrics: tuple[str, ...]) -> int:
+    """How many finished rows lack a score that is asked for."""
+    from mezzotint.evaluation.metrics import METRICS
+
+    wanted = {name for metric in metrics if metric in METRICS for name in METRICS[metric].names}
+    return sum(not wanted <= {score["name"].removesuffix(" to float") for score in row.scores} for row in rows)
+
+
 def _tables(rows: list[Row], result: dict[str, Any]) -> Group:
     """Every table for a terminal, then the verdict and the files."""
     from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
 
-    from mezzotint.benchmark.text import tables
+    from mezzotint.benchmark.render import MARKDOWN
+    from mezzotint.benchmark.text import WARNING, tables
+    from mezzotint.cli.text_tables import terminal_table
 
-    styles = {"best": "bold", "within": "italic", "": ""}
-    parts: list[Any] = []
-    for table in tables(rows):
-        shown = Table(title=table.title, caption=table.caption, title_justify="left", title_style="bold")
-        for number, name in enumerate(table.header):
-            shown.add_column(name, justify="left" if number < table.words else "right", overflow="fold")
-        for section in table.sections:
-            for row in section:
-                shown.add_row(*(Text(field.text, style=styles[field.standing]) for field in row))
-            shown.add_section()
-        parts.append(shown)
+    found = tables(rows)
+    parts: list[Any] = [terminal_table(table, stdout().width, MARKDOWN) for table in found]
+    notes = dict.fromkeys(note for table in found for note in table.notes if note.startswith(WARNING))
     words = {"verdict": "\n".join(result["verdict"]), "files": "\n".join(result["files"])}
+    if notes:
+        words["warnings"] = "\n".join(note.removeprefix(WARNING) for note in notes)
     return Group(*parts, facts("Table", {**words, "not run": str(len(result["left"]))}))
 
 

@@ -84,7 +84,10 @@ def _table(found: Evaluation, quantized: str, out: Path) -> Table:
     cost, paired = found.cost, found.paired
     rows = [
         ("network, float32", size(cost.network.fp32), size(cost.network.quantized)),
+        ("network, float16 or bfloat16", size(cost.network.fp16), size(cost.network.quantized)),
         ("whole pipeline, float32", size(cost.pipeline.fp32), size(cost.pipeline.quantized)),
+        ("bit operations of a call, float32", _giga(cost.float_bops), _giga(cost.quantized_bops)),
+        ("bit operations of a call, float16", _giga(cost.half_bops), _giga(cost.quantized_bops)),
         (
             f"one call, batch of {cost.latency.batch}",
             _ms(cost.latency.float_seconds),
@@ -109,6 +112,10 @@ def _table(found: Evaluation, quantized: str, out: Path) -> Table:
     table.add_row("artifact", "", quantized)
     table.add_row("report", "", str(out))
     return table
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:,.1f} G"
 
 
 def _ms(seconds: float) -> str:

@@ -12,6 +12,10 @@ MODEL_HELP = (
     "A zoo name (see [b]mezzotint zoo list[/b]), a folder in the diffusers layout, an original checkpoint file, "
     "or a hub id ORG/NAME."
 )
+PRESET_HELP = (
+    "Time to spend. [b]fast[/b]: minutes on a CPU. [b]default[/b]: minutes on a GPU. "
+    "[b]paper[/b]: as many samples and iterations as the paper."
+)
 METHOD = "Method"
 DRAWING = "Sampling"
 RUNNING = "Run"
@@ -19,6 +23,33 @@ USUAL = "what the model's family is drawn with, or what the artifact was calibra
 BUILT_IN = "those that come with the model, or built-in ones"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Preset = Annotated[str, typer.Option(help=PRESET_HELP, rich_help_panel=METHOD)]
+CalibSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Calibration samples: trajectories, each gives one.",
+        min=1,
+        show_default="512, or what the preset says",
+        rich_help_panel=METHOD,
+    ),
+]
+Iters = Annotated[
+    int | None,
+    typer.Option(
+        help="Optimiser steps for every unit of the network, in recipes that learn.",
+        min=1,
+        show_default="1000, or what the preset says",
+        rich_help_panel=METHOD,
+    ),
+]
+CacheGb = Annotated[
+    float | None,
+    typer.Option(
+        help="Memory for the inputs and targets of reconstruction, in GB; beyond it they go to temporary files.",
+        show_default="8",
+        rich_help_panel=RUNNING,
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(help="Sampler steps.", min=1, show_default=USUAL, rich_help_panel=DRAWING),

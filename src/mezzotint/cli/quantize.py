@@ -28,10 +28,6 @@ RECIPE_HELP = (
     "[b]ptq4dm[/b]: the same on samples of normally distributed time steps. [b]q-diffusion[/b]: learned rounding, then "
     "activation steps, on uniform time steps. [b]tfmq-dm[/b]: that with the time layers learned and ranged apart."
 )
-PRESET_HELP = (
-    "Time to spend. [b]fast[/b]: minutes on a CPU. [b]default[/b]: minutes on a GPU. "
-    "[b]paper[/b]: as many samples and iterations as the paper."
-)
 
 
 @guarded
@@ -42,25 +38,9 @@ def quantize(
     ] = None,
     bits: Annotated[str, typer.Option(help=BITS_HELP, rich_help_panel=options.METHOD)] = "w4a8",
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP, rich_help_panel=options.METHOD)] = "eda-dm",
-    preset: Annotated[str, typer.Option(help=PRESET_HELP, rich_help_panel=options.METHOD)] = "default",
-    calib_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Calibration samples: trajectories, each gives one.",
-            min=1,
-            show_default="512, or what the preset says",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = None,
-    iters: Annotated[
-        int | None,
-        typer.Option(
-            help="Optimiser steps for every unit of the network.",
-            min=1,
-            show_default="1000, or what the preset says",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = None,
+    preset: options.Preset = "default",
+    calib_size: options.CalibSize = None,
+    iters: options.Iters = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -123,14 +103,7 @@ def quantize(
             rich_help_panel=options.METHOD,
         ),
     ] = None,
-    cache_gb: Annotated[
-        float | None,
-        typer.Option(
-            help="Memory for the inputs and targets of reconstruction, in GB; beyond it they go to temporary files.",
-            show_default="8",
-            rich_help_panel=options.RUNNING,
-        ),
-    ] = None,
+    cache_gb: options.CacheGb = None,
     cache_dtype: Annotated[
         str | None,
         typer.Option(

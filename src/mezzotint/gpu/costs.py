@@ -1,6 +1,6 @@
 """What one call must do at least: operations and bytes of every step of a graph of rows, and the time they allow.
 
-    operations   2 a multiply-add: int8 for products of codes, `attention` for those of floats
+    operations   2 a multiply-add: int8 for products of codes (`int8 attention` too), `attention` for those of floats
     bytes        every input of a step read once, its output written once; weights as they are stored
     floor        of a step max(operations / rate, bytes / bandwidth); of a call the sum over its steps, which follow one
                  another
@@ -11,6 +11,7 @@ A floor of what was built, not of what could be: fusing more lowers it.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,12 +24,20 @@ from mezzotint.gpu.vocabulary import Node
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 
 _PRODUCTS = {vocabulary.PRODUCT: "product", vocabulary.PRODUCT_CODES: "product", vocabulary.GEGLU_CODES: "product"}
-_ATTENTION = (vocabulary.ATTENTION, vocabulary.ATTENTION_CODES)
+_ATTENTION = {
+    vocabulary.ATTENTION: "attention",
+    vocabulary.ATTENTION_CODES: "attention",
+    vocabulary.INT_ATTENTION: "int8 attention",
+    vocabulary.INT_ATTENTION_CODES: "int8 attention",
+}
 _CODES = (
     vocabulary.CODES, vocabulary.PRODUCT_CODES, vocabulary.GEGLU_CODES, vocabulary.GROUP_NORM_CODES,
-    vocabulary.LAYER_NORM_CODES, vocabulary.ATTENTION_CODES,
+    vocabulary.LAYER_NORM_CODES, vocabulary.ATTENTION_CODES, vocabulary.ENTRY_CODES, vocabulary.UPSAMPLED_CODES,
+    vocabulary.INT_ATTENTION_CODES,
 )  # fmt: skip
-_VIEWS = (torch.ops.aten.reshape.default, torch.ops.aten.permute.default, torch.ops.aten.slice.Tensor)
+_VIEWS = (
+    torch.ops.aten.reshape.default, torch.ops.aten.permute.default, torch.ops.aten.slice.Tensor, operator.getitem,
+)  # fmt: skip
 
 
 class Rates(NamedTuple):
@@ -41,7 +50,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step: its kind (convolution, linear, attention, norm, other), layers, operations, bytes."""
+    """One step: its kind (convolution, linear, attention, int8 attention, norm, other), layers, operations, bytes."""
 
     kind: str
     name: str
@@ -68,10 +77,11 @@ def step_costs(graph: fx.Graph, layers: Mapping[str, IntLayer], dtype: torch.dty
             costs.append(StepCost(kind, "+".join(node.args[2]), operations, moved + weights))
         elif node.target in _ATTENTION:
             q, k = node.args[0].meta["rows"], node.args[1].meta["rows"]
-            costs.append(StepCost("attention", str(node.args[3]), 4.0 * math.prod(q) * k[1], moved))
+            costs.append(StepCost(_ATTENTION[node.target], str(node.args[3]), 4.0 * math.prod(q) * k[1], moved))
         else:
             name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-            costs.append(StepCost("norm" if "norm" in name else "other", name, 0.0, moved))
+            kind = "norm" if "norm" in name or node.target is vocabulary.ENTRY_CODES else "other"
+            costs.append(StepCost(kind, name, 0.0, moved))
     return costs
 
 

@@ -1,7 +1,8 @@
 """From rows to a module that runs: every step an operator of `kernels.triton`, every layer constants on the device.
 
 Reshapes between rows [B, P, C] and pictures [B, H, W, C] are views; weights are prepared once and shared by the graphs
-of all input shapes (`Constants`).
+of all input shapes (`Constants`). What depends on no input, as the frequencies of the time embedding do, is computed
+here once.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from torch import Tensor, fx, nn
 
 from mezzotint.errors import KernelError, ModelError
 from mezzotint.gpu import vocabulary
+from mezzotint.gpu.int_attention import grids_of
 from mezzotint.gpu.vocabulary import Node
 from mezzotint.kernels.contract import Weighted
 from mezzotint.kernels.triton import Operand, conv2d_operand, linear_operand
 from mezzotint.kernels.triton import attention as _attention  # noqa: F401 - defines the operators
+from mezzotint.kernels.triton import int_attention as _int_attention  # noqa: F401 - likewise
+from mezzotint.kernels.triton import shared_reading as _shared_reading  # noqa: F401 - likewise
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d
 
@@ -103,12 +107,16 @@ class _Emitter:
         self.traced, self.network, self.constants, self.dtype = traced, network, constants, dtype
         self.root, self.graph = nn.Module(), fx.Graph()
         self.nodes: dict[Node, Any] = {}
+        self._folded: dict[Node, Tensor] = {}  # values that depend on no input
         self._attributes: dict[int, tuple[Tensor, Node]] = {}  # the tensor too: a number of one that is gone is reused
 
     def write(self, node: Node) -> None:
         handler = _STEPS.get(node.target) if node.op == "call_function" else None
         if handler is not None:
             self.nodes[node] = handler(self, node)
+        elif node.op == "call_function" and all(source in self._folded for source in node.all_input_nodes):
+            self._folded[node] = node.target(*fx.map_arg(node.args, self._folded.__getitem__), **node.kwargs)
+            self.nodes[node] = self.constant(self._folded[node])
         elif node.op == "get_attr":
             self.nodes[node] = self.constant(_attribute(self.traced, str(node.target)))
         elif node.op == "output":
@@ -181,10 +189,10 @@ class _Emitter:
 
     def group_norm(self, node: Node) -> Node:
         x, second, added, weight, bias, factor, shift, *rest = node.args
-        weights, grid = self.norm_weights((weight, bias)), rest[3:]
+        weights, grids = self.norm_weights((weight, bias)), rest[3:]
         given = (*map(self.of, (x, second, added)), *weights, *map(self.of, (factor, shift)), *rest[:3])
-        operator = _OPS.nhwc_group_norm_codes if grid else _OPS.nhwc_group_norm
-        return self.graph.call_function(operator.default, (*given, *grid))
+        operator = {0: _OPS.nhwc_group_norm, 3: _OPS.nhwc_group_norm_codes, 6: _OPS.nhwc_entry_codes}[len(grids)]
+        return self.graph.call_function(operator.default, (*given, *grids))
 
     def layer_norm_codes(self, node: Node) -> Node:
         x, weight, bias, eps, *grid = node.args
@@ -203,12 +211,28 @@ class _Emitter:
         operator = _OPS.flash_attention_codes if grid else _OPS.flash_attention
         return self.graph.call_function(operator.default, (*given, *grid))
 
+    def int_attention(self, node: Node) -> Node:
+        q, k, v, name, heads, scale, *grid = node.args
+        grids = grids_of(self.constants.layers, name)
+        assert grids is not None
+        given = (*map(self.of, (q, k, v)), heads, scale, *grids.arguments())
+        if grid:
+            return self.graph.call_function(_OPS.int_attention_codes.default, (*given, *grid))
+        return self.graph.call_function(_OPS.int_attention.default, (*given, self.dtype))
+
     def upsample(self, node: Node) -> Node:
         x, (h, w), factor = node.args
         b, _, c = x.meta["rows"]
         wide = self.reshape(self.of(x), (b, h, 1, w, 1, c))
         repeated = self.graph.call_function(_ATEN.expand.default, (wide, [b, h, factor, w, factor, c]))
         return self.reshape(repeated, node.meta["rows"])
+
+    def upsampled_codes(self, node: Node) -> Node:
+        x, picture, factor, *grid = node.args
+        b, _, c = x.meta["rows"]
+        whole = self.reshape(self.of(x), (b, *picture, c))
+        codes = self.graph.call_function(_OPS.nhwc_upsampled_codes.default, (whole, factor, *grid))
+        return self.reshape(codes, node.meta["rows"])
 
     def pad(self, node: Node) -> Node:
         x, picture, (above, below, left, right) = node.args
@@ -257,10 +281,14 @@ _STEPS: dict[Any, Callable[[_Emitter, Node], Node]] = {
     vocabulary.GEGLU_CODES: _Emitter.product,
     vocabulary.GROUP_NORM: _Emitter.group_norm,
     vocabulary.GROUP_NORM_CODES: _Emitter.group_norm,
+    vocabulary.ENTRY_CODES: _Emitter.group_norm,
     vocabulary.LAYER_NORM: _Emitter.layer_norm,
     vocabulary.LAYER_NORM_CODES: _Emitter.layer_norm_codes,
     vocabulary.ATTENTION: _Emitter.attention,
     vocabulary.ATTENTION_CODES: _Emitter.attention,
+    vocabulary.INT_ATTENTION: _Emitter.int_attention,
+    vocabulary.INT_ATTENTION_CODES: _Emitter.int_attention,
     vocabulary.UPSAMPLE: _Emitter.upsample,
+    vocabulary.UPSAMPLED_CODES: _Emitter.upsampled_codes,
     vocabulary.PAD: _Emitter.pad,
 }

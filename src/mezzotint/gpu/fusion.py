@@ -1,16 +1,17 @@
 """Passes over a graph of rows that leave fewer trips through memory between integer products.
 
-    hoist       codes(upsample(x)) -> upsample(codes(x)): the same from a quarter of the floats
+    upsample    codes(upsample(x)) in one step: the same from a quarter of the floats
     merge       equal codes and SiLUs once; linear layers that read the same codes side by side in one product
                 (q, k, v; k and v of every cross-attention; every projection of the time embedding)
     norms       [cat | + time embedding ->] group norm [-> scale and shift] [-> SiLU] [-> codes] in one step;
                 layer norm -> codes
+    entries     the codes that a shortcut takes of what a group norm reads are written by the group norm
     geglu       product -> value * gelu(gate) -> codes in one step
     residual    product + x in one step; the earlier of two products is what is added to the later
     codes       product -> codes, attention -> codes: the float tensor in between is never written
 
-The first two change no bit. The others keep float32 where the unfused step rounds to the dtype of the activations, so
-they are nearer to the simulated model, not farther.
+The first two and the entries change no bit. The others keep float32 where the unfused step rounds to the dtype of the
+activations, so they are nearer to the simulated model, not farther.
 
 A product is fused with what reads it only where nothing else does. Order matters: merging makes products that several
 read, norms take the additions of the time embedding before `residual` looks for additions.
@@ -19,6 +20,7 @@ read, norms take the additions of the time embedding before `residual` looks for
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,14 +31,18 @@ from mezzotint.gpu.vocabulary import (
     ATTENTION,
     ATTENTION_CODES,
     CODES,
+    ENTRY_CODES,
     GEGLU_CODES,
     GROUP_NORM,
     GROUP_NORM_CODES,
+    INT_ATTENTION,
+    INT_ATTENTION_CODES,
     LAYER_NORM,
     LAYER_NORM_CODES,
     PRODUCT,
     PRODUCT_CODES,
     UPSAMPLE,
+    UPSAMPLED_CODES,
     Node,
 )
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
@@ -48,15 +54,17 @@ _MERGED = (CODES, _ATEN.silu.default)
 
 def fuse_(graph: fx.Graph, layers: Mapping[str, IntLayer]) -> None:
     """All passes, in order; changes `graph`."""
-    _hoist_codes(graph)
+    _fuse_upsamples(graph)
     _merge_equal(graph)
     _merge_linears(graph, layers)
     _fuse_group_norms(graph)
+    _fuse_entries(graph)
     _fuse_layer_norms(graph)
     _fuse_geglu(graph)
     _fuse_residuals(graph)
     _fuse_codes(graph, PRODUCT, PRODUCT_CODES)
     _fuse_codes(graph, ATTENTION, ATTENTION_CODES)
+    _fuse_codes(graph, INT_ATTENTION, INT_ATTENTION_CODES)
     graph.eliminate_dead_code()
     graph.lint()
 
@@ -84,14 +92,11 @@ def _replace(graph: fx.Graph, old: Node, target: Any, args: tuple[Any, ...]) -> 
     return node
 
 
-def _hoist_codes(graph: fx.Graph) -> None:
+def _fuse_upsamples(graph: fx.Graph) -> None:
     for codes in _calls(graph, CODES):
         x, *grid = codes.args
-        if x.target is not UPSAMPLE or len(x.users) > 1:
-            continue
-        source, *rest = x.args
-        again = _insert(graph, codes, CODES, (source, *grid), source.meta["rows"])
-        _replace(graph, codes, UPSAMPLE, (again, *rest))
+        if x.target is UPSAMPLE and len(x.users) == 1:
+            _replace(graph, codes, UPSAMPLED_CODES, (*x.args, *grid))
 
 
 def _merge_equal(graph: fx.Graph) -> None:
@@ -191,6 +196,42 @@ def _two_parts(x: Node) -> tuple[Node, Node | None]:
     if x.target is _CAT and x.args[1] == -1 and len(x.args[0]) == 2:
         return x.args[0]
     return x, None
+
+
+def _fuse_entries(graph: fx.Graph) -> None:
+    norms = _calls(graph, GROUP_NORM_CODES)
+    for norm in sorted(norms, key=lambda node: node.args[1] is None):  # pairs first: they take a concatenation away
+        plain = _entry_of(graph, norm)
+        if plain is None:
+            continue
+        parts = plain.args[0] if plain.target is _CAT else [plain]
+        grids = [list(numbers) for numbers in zip(*(part.args[1:] for part in parts), strict=True)]
+        both = _insert(graph, norm, ENTRY_CODES, (*norm.args, *grids), (2, *norm.meta["rows"]))
+        for index, replaced in enumerate((norm, plain)):
+            with graph.inserting_after(both):
+                half = graph.call_function(operator.getitem, (both, index))
+            half.meta["rows"] = norm.meta["rows"]
+            replaced.replace_all_uses_with(half)
+            graph.erase_node(replaced)
+        for part in parts:
+            if part is not plain and not part.users:
+                graph.erase_node(part)
+
+
+def _entry_of(graph: fx.Graph, norm: Node) -> Node | None:
+    """Codes of [x | second], which `norm` reads with nothing added, if they are first read after `norm`."""
+    x, second, added = norm.args[:3]
+    if added is not None:
+        return None
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for codes in (user for user in x.users if user.target is CODES):
+        for found in [codes] if second is None else [user for user in codes.users if user.target is _CAT]:
+            parts = [codes] if second is None else found.args[0]
+            sources = [part.args[0] if part.target is CODES else None for part in parts]
+            wanted = [x] if second is None else [x, second]
+            if sources == wanted and all(order[user] > order[norm] for user in found.users):
+                return found
+    return None
 
 
 def _fuse_layer_norms(graph: fx.Graph) -> None:

@@ -27,6 +27,7 @@ from mezzotint.errors import ConfigError, ModelError
 from mezzotint.gpu.costs import StepCost, step_costs
 from mezzotint.gpu.emission import Constants, emit
 from mezzotint.gpu.fusion import fuse_
+from mezzotint.gpu.int_attention import absorb_codes_, quantize_attention_
 from mezzotint.gpu.rows import to_rows
 from mezzotint.gpu.tracing import trace
 from mezzotint.gpu.vocabulary import CODES, Node
@@ -38,6 +39,7 @@ from mezzotint.layers.integer import IntConv2d, IntLinear
 logger = logging.getLogger("mezzotint")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+ATTENTION = ("bf16", "int8")
 WARM_UP = 3  # calls before the capture: kernels are compiled, workspaces made
 _CONDITIONS = ("encoder_hidden_states", "class_labels")
 
@@ -49,14 +51,19 @@ class LoweringConfig:
     Attributes:
         dtype: of the activations between integer products.
         graph: capture a CUDA graph for every shape of the inputs.
+        attention: "bf16", products of q, k, probabilities and v in `dtype`; or "int8", of their codes, as the
+            integer model has them.
     """
 
     dtype: torch.dtype = torch.bfloat16
     graph: bool = True
+    attention: str = "bf16"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {self.dtype}")
+        if self.attention not in ATTENTION:
+            raise ConfigError(f"attention must be one of {', '.join(ATTENTION)}, got {self.attention!r}")
 
 
 @dataclass(eq=False)
@@ -82,6 +89,8 @@ def lowered_report(network: nn.Module, name: str) -> KernelReport | None:
     calls, layer = network._compiled_call_impl, network.get_submodule(name)
     if not isinstance(calls, LoweredCalls):
         return None
+    if isinstance(layer, IntMatMul) and calls.config.attention == "int8":
+        return KernelReport("triton", "both products of an attention layer at once, of int8 codes; softmax in float32")
     if isinstance(layer, IntMatMul):
         how = f"both products of an attention layer at once, in {calls.config.dtype}, without quantizing their inputs"
         return KernelReport("flash", how)
@@ -142,7 +151,10 @@ class LoweredCalls:
     def _lower(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Lowered:
         traced, layers = trace(self._network, x_t, t, cond, self.config.dtype)
         graph = to_rows(traced, layers)
+        if self.config.attention == "int8":
+            quantize_attention_(graph, layers)
         fuse_(graph, layers)
+        absorb_codes_(graph)
         inputs = {}
         given = {"x_t": x_t, "t": t, **cond}
         for node in graph.nodes:

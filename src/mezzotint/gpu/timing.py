@@ -19,20 +19,24 @@ from torch import Tensor, fx, nn
 
 from mezzotint.gpu.costs import Rates
 from mezzotint.kernels.contract import Weighted
-from mezzotint.kernels.triton import attention, codes_s8, exact, linear_operand, product
+from mezzotint.kernels.triton import attention, codes_s8, exact, int_attention, linear_operand, product, shared_reading
 
 Call = Callable[..., Any]
 Inputs = tuple[Tensor, ...]
 FLOATS = ("fp32-eager", "bf16-eager", "bf16-graph")
-EXACT: dict[str, Callable[..., Tensor]] = {
+EXACT: dict[str, Callable[..., Any]] = {
     "int8_product": exact.int8_product,
     "int8_product_codes": exact.int8_product_codes,
     "nhwc_codes": exact.nhwc_codes,
     "nhwc_group_norm": exact.nhwc_group_norm,
     "nhwc_group_norm_codes": exact.nhwc_group_norm_codes,
+    "nhwc_entry_codes": shared_reading.entry_codes,
+    "nhwc_upsampled_codes": shared_reading.upsampled_codes,
     "nhwc_layer_norm_codes": exact.nhwc_layer_norm_codes,
     "flash_attention": attention.exact_attention,
     "flash_attention_codes": attention.exact_attention_codes,
+    "int_attention": int_attention.exact_int_attention,
+    "int_attention_codes": int_attention.exact_int_attention_codes,
 }
 _WARM_UP = 3
 _SQUARE = 8192  # side of the matrices that rates are measured with
@@ -165,7 +169,11 @@ def compare_steps(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str,
     return table
 
 
-def _note(row: dict[str, float], result: Tensor, expected: Tensor) -> None:
+def _note(row: dict[str, float], result: Any, expected: Any) -> None:
+    if isinstance(result, tuple):
+        for one, other in zip(result, expected, strict=True):
+            _note(row, one, other)
+        return
     row["steps"] += 1
     if result.dtype == torch.int8:
         off = (result.int() - expected.int()).abs()

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from mezzotint.errors import ModelError
 from mezzotint.kernels.contract import Weighted, conv2d_shape
-from mezzotint.layers.attention import QuantizedAttnProcessor
+from mezzotint.layers.attention import ProjectedAttention, QuantizedAttnProcessor
 from mezzotint.layers.int_base import IntLayer
 from mezzotint.layers.int_timed import IntTimedLinear
 from mezzotint.layers.integer import IntConv2d, IntLinear
@@ -70,50 +70,17 @@ class _Linear(nn.Module):
         return torch.ops.standing_in.linear(x, self._name, self._outputs)
 
 
-class _Processor(nn.Module):
-    """Attention between the projections as one node; as `QuantizedAttnProcessor` otherwise."""
+class _Processor(ProjectedAttention):
+    """Attention between the projections as one node."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-
-    def forward(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        if attention_mask is not None or attn.spatial_norm is not None:
-            raise ModelError(f"{self._name}: attention with a mask or a spatial norm has no fused form on a GPU")
-        residual = hidden_states
-        picture = hidden_states.shape if hidden_states.dim() == 4 else None
-        if picture is not None:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # [B, H W, C]
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(encoder_hidden_states)
-        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        mixed = torch.ops.standing_in.attention(q, k, v, self._name, attn.heads, float(attn.scale))
-        out = attn.to_out[1](attn.to_out[0](mixed))
-        if picture is not None:
-            out = out.transpose(1, 2).reshape(picture)
-        if attn.residual_connection:
-            out = out + residual
-        return out / attn.rescale_output_factor
+    def mix(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            raise ModelError(f"{self._name}: attention with a mask has no fused form on a GPU")
+        return torch.ops.standing_in.attention(q, k, v, self._name, attn.heads, float(attn.scale))
 
 
 class _Eps(nn.Module):
@@ -158,6 +125,8 @@ def _with_stand_ins(network: nn.Module, layers: dict[str, IntLayer], dtype: torc
     plain._compiled_call_impl = None
     for name, module in list(plain.named_modules()):
         if isinstance(module, Attention) and isinstance(module.processor, QuantizedAttnProcessor):
+            if module.spatial_norm is not None:
+                raise ModelError(f"{name}: attention with a spatial norm has no fused form on a GPU")
             module.set_processor(_Processor(name))
     for name, layer in layers.items():
         if name.rpartition(".")[0].endswith(".processor"):

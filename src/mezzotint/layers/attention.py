@@ -29,18 +29,17 @@ def has_plain_products(attention: Attention) -> bool:
     return whole and all(extra is None for extra in extras) and attention.inner_kv_dim == attention.inner_dim
 
 
-class QuantizedAttnProcessor(nn.Module):
-    """Attention whose products are the child modules `qk` and `pv`.
+class ProjectedAttention(nn.Module):
+    """A processor with what stands around the two products: norms, projections, the residual. A subclass mixes."""
 
-    Args:
-        qk: product of q [B h, N, d] and k^T [B h, d, M].
-        pv: product of probabilities [B h, N, M] and v [B h, M, d].
-    """
+    def mix(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(q k^T s + mask) v of all heads, [B, N, C].
 
-    def __init__(self, qk: nn.Module, pv: nn.Module) -> None:
-        super().__init__()
-        self.qk = qk
-        self.pv = pv
+        Args:
+            q: [B, N, C], the heads side by side; k and v [B, M, C] likewise.
+            mask: what the layer was called with.
+        """
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -74,17 +73,8 @@ class QuantizedAttnProcessor(nn.Module):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if encoder_hidden_states is not None and attn.norm_cross:
             context = attn.norm_encoder_hidden_states(encoder_hidden_states)
-        q = attn.head_to_batch_dim(attn.to_q(hidden_states))  # [B h, N, d]
-        k = attn.head_to_batch_dim(attn.to_k(context))  # [B h, M, d]
-        v = attn.head_to_batch_dim(attn.to_v(context))  # [B h, M, d]
-
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
-        parts = [
-            self._attend(attn, q[heads], k[heads], v[heads], None if attention_mask is None else attention_mask[heads])
-            for heads in _slices(q, k)
-        ]
-        hidden_states = attn.batch_to_head_dim(parts[0] if len(parts) == 1 else torch.cat(parts))  # [B, N, C]
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        hidden_states = self.mix(attn, q, k, v, attention_mask)
 
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if picture is not None:
@@ -92,6 +82,30 @@ class QuantizedAttnProcessor(nn.Module):
         if attn.residual_connection:
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
+
+
+class QuantizedAttnProcessor(ProjectedAttention):
+    """Attention whose products are the child modules `qk` and `pv`.
+
+    Args:
+        qk: product of q [B h, N, d] and k^T [B h, d, M].
+        pv: product of probabilities [B h, N, M] and v [B h, M, d].
+    """
+
+    def __init__(self, qk: nn.Module, pv: nn.Module) -> None:
+        super().__init__()
+        self.qk = qk
+        self.pv = pv
+
+    def mix(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, k.shape[1], k.shape[0])
+        q, k, v = attn.head_to_batch_dim(q), attn.head_to_batch_dim(k), attn.head_to_batch_dim(v)
+        parts = [
+            self._attend(attn, q[heads], k[heads], v[heads], None if mask is None else mask[heads])
+            for heads in _slices(q, k)
+        ]
+        return attn.batch_to_head_dim(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _attend(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k^T s + mask) v of some heads: q [H, N, d], k and v [H, M, d], mask [H, 1 or N, M]."""

@@ -40,6 +40,12 @@ def lp_loss(
     return error.sum(dim=feature_axis(error) if axis is None else axis).mean()
 
 
+def level_loss(output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:
+    """Equation (3): the power density of the error at frequency zero, summed over features, mean over the batch."""
+    error = (output - target).movedim(feature_axis(output), 1).flatten(2)  # [B, F, P], P = 1 for [B, F]
+    return error.mean(dim=2).square().sum(dim=1).mean() * error.shape[2]
+
+
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """+1 or -1 with equal chance, in the shape of `like`; drawn on the CPU so that every device gets the same."""
     return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)

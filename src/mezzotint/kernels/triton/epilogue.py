@@ -72,9 +72,15 @@ def inverse_of(x):
 
 
 @triton.jit
+def along(outputs, TURNED: tl.constexpr):
+    """What belongs to outputs, for a tile [positions, outputs], or the other way round (TURNED)."""
+    return outputs[:, None] if TURNED else outputs[None, :]
+
+
+@triton.jit
 def correct_cases(
     acc, correction, n, outputs, h, w, h0, height, width, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
-    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, TH: tl.constexpr,
+    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, TH: tl.constexpr, TURNED: tl.constexpr = False,
 ):  # fmt: skip
     """Adds to `acc` (which has case 0 in it) what positions at the edge of the picture differ by.
 
@@ -88,37 +94,43 @@ def correct_cases(
     case = top.to(tl.int32) + 2 * bottom.to(tl.int32) + 4 * left.to(tl.int32) + 8 * right.to(tl.int32)
     base = tl.load(correction + n, mask=n < outputs, other=0)
     for i in tl.static_range(2):
-        acc = _add_case(acc, correction, n, outputs, base, case, 4 << i)
+        acc = _add_case(acc, correction, n, outputs, base, case, 4 << i, TURNED)
     if (h0 * STRIDE < PAD_TOP) | ((h0 + TH - 1) * STRIDE - PAD_TOP + KERNEL > height):
         for v in tl.static_range(1, 3):
             for i in tl.static_range(3):
-                acc = _add_case(acc, correction, n, outputs, base, case, v + 4 * i)
+                acc = _add_case(acc, correction, n, outputs, base, case, v + 4 * i, TURNED)
     return acc
 
 
 @triton.jit
-def _add_case(acc, correction, n, outputs, base, case, CASE: tl.constexpr):
+def _add_case(acc, correction, n, outputs, base, case, CASE: tl.constexpr, TURNED: tl.constexpr):
     more = tl.load(correction + CASE * outputs + n, mask=n < outputs, other=0) - base
-    return acc + tl.where((case == CASE)[:, None], more[None, :], 0)
+    here = (case == CASE)[None, :] if TURNED else (case == CASE)[:, None]
+    return acc + tl.where(here, along(more, TURNED), 0)
 
 
 @triton.jit
-def scaled(acc, n, multiplier, outputs):
-    """float32(acc) * multiplier for columns `n`: the product of equation (2) of the package."""
-    return acc.to(tl.float32) * tl.load(multiplier + n, mask=n < outputs, other=0.0)[None, :]
+def scaled(acc, n, multiplier, outputs, TURNED: tl.constexpr = False):
+    """float32(acc) * multiplier for outputs `n`: the product of equation (2) of the package."""
+    return acc.to(tl.float32) * along(tl.load(multiplier + n, mask=n < outputs, other=0.0), TURNED)
 
 
 @triton.jit
 def finish(
     y, extra, n, bias, step, inverse, zero_point, largest, outputs, BM: tl.constexpr, BN: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
+    TURNED: tl.constexpr = False,
 ):  # fmt: skip
-    """The rest of equations (2) to (6) of the package for [BM, BN] of scaled sums."""
+    """The rest of equations (2) to (6) of the package for [BM, BN] of scaled sums (TURNED: [BN, BM])."""
     if HAS_BIAS:
-        y = y + tl.load(bias + n, mask=n < outputs, other=0.0)[None, :]
-    if KIND == "geglu":
-        value, gate = tl.split(tl.reshape(y, (BM, BN // 2, 2)))
-        y = value * gelu(gate)
+        y = y + along(tl.load(bias + n, mask=n < outputs, other=0.0), TURNED)
+    if KIND == "geglu":  # a thread of a Hopper has output j and j + 8 in either layout: nothing moves
+        if TURNED:
+            value, gate = tl.split(tl.permute(tl.reshape(y, (BN // 16, 2, 8, BM)), (0, 2, 3, 1)))
+            y = tl.reshape(value * gelu(gate), (BN // 2, BM))
+        else:
+            value, gate = tl.split(tl.permute(tl.reshape(y, (BM, BN // 16, 2, 8)), (0, 1, 3, 2)))
+            y = tl.reshape(value * gelu(gate), (BM, BN // 2))
     if HAS_RESIDUAL:
         y = y + extra.to(tl.float32)
     if KIND == "float":
@@ -129,7 +141,22 @@ def finish(
 
 @triton.jit
 def nibbles(packed, BN: tl.constexpr, BK: tl.constexpr):
-    """int8 [BN, BK] from bytes [BN, BK/2], as `operands.pack_nibbles` stores them."""
+    """int8 [BN, BK] from bytes [BN, BK/2], as `operands.pack_nibbles` stores them: 16 times the codes.
+
+    A code in the upper half of its byte takes one or two instructions for four of them; sums are divided by 16 at
+    their end, exactly. |16 w| <= 128, so the bound of the sums is that of 8 bits.
+    """
     signed = packed.to(tl.int8, bitcast=True)
-    both = tl.join((signed << 4) >> 4, signed >> 4)  # [BN, BK/2, 2]
+    if _INTERPRETED:
+        low, high = signed << 4, (signed >> 4) << 4
+    else:
+        low, high = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 4; and.b32 $0, $0, 0xf0f0f0f0; and.b32 $1, $2, 0xf0f0f0f0;",
+            "=&r,=&r,r",
+            [signed],
+            dtype=(tl.int8, tl.int8),
+            is_pure=True,
+            pack=4,
+        )
+    both = tl.join(low, high)  # [BN, BK/2, 2]
     return tl.reshape(tl.permute(tl.reshape(both, (BN, BK // 32, 16, 2)), (0, 1, 3, 2)), (BN, BK))

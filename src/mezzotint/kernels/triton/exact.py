@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from mezzotint.kernels.triton.operands import SHIFT, unpack_nibbles
+from mezzotint.kernels.triton.operands import GEGLU_RUN, SHIFT, unpack_nibbles
 
 
 def accumulators(
@@ -85,7 +85,7 @@ def int8_product_codes(
     """Equations (1) to (3), then (5) or (6)."""
     sums = accumulators(x_q, weight, correction, channels, bits, kernel, stride, padding, groups)
     y = _scaled(sums, multiplier, bias)
-    y = y[..., 0::2] * F.gelu(y[..., 1::2]) if geglu else y
+    y = _gated(y) if geglu else y
     return _codes(y if residual is None else y + residual.float(), scale, zero_point, largest)
 
 
@@ -174,6 +174,11 @@ def _float(values: Tensor | None) -> Tensor | None:
 
 def _whole(x: Tensor, second: Tensor | None) -> Float[Tensor, "..."]:
     return x.float() if second is None else torch.cat([x.float(), second.float()], dim=-1)
+
+
+def _gated(y: Tensor) -> Float[Tensor, "..."]:
+    value, gate = y.unflatten(-1, (-1, 2, GEGLU_RUN)).unbind(-2)
+    return (value * F.gelu(gate)).flatten(-2)
 
 
 def _codes(y: Tensor, scale: float, zero_point: int, largest: int) -> Int8[Tensor, "..."]:

@@ -169,7 +169,7 @@ def _sums(
         if BITS == 4:
             wt = nibbles(wt, BN, BK)
         acc = tl.dot(a, tl.trans(wt), acc, out_dtype=tl.int32)
-    return acc
+    return acc >> 4 if BITS == 4 else acc
 
 
 @triton.jit

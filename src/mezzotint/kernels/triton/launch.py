@@ -18,7 +18,7 @@ from mezzotint.kernels.triton.arguments import some_or, step_of
 from mezzotint.kernels.triton.choice import device_of, launch_best
 from mezzotint.kernels.triton.gathered import added_sums, gathered_product
 from mezzotint.kernels.triton.tiled import tiled_product
-from mezzotint.kernels.triton.tuning import Config, Problem, blocks_together, spatial_tile
+from mezzotint.kernels.triton.tuning import Config, Problem, blocks_together, part_of, piece_of, spatial_tile
 
 _EXACT: dict[str, Any] = {"enable_fp_fusion": False}  # a product and a sum stay two roundings
 
@@ -157,12 +157,11 @@ def _launch(call: Product, config: Config, out: Tensor, kind: str) -> None:
 
 def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
     p = call.problem
-    tb, th, tw = spatial_tile(p, config.bm)
-    flat, counts, tiles_n = _cover(p, (tb, th, tw), config)
+    tile = spatial_tile(p, config.bm)
+    flat, counts, tiles_n = _cover(p, tile, config)
     tiles = math.prod(counts) * tiles_n * config.splits
-    width = 128 if out.dtype == torch.int8 else 64  # columns that the epilogue writes at once
-    piece = lambda n: min(n, width) // (2 if kind == "geglu" else 1)  # noqa: E731
-    describe_rows = lambda t, n: _rows(t, p, (tb, th, tw), config, flat, piece(n), kind)  # noqa: E731
+    piece = piece_of(p, config, out.element_size())
+    describe_rows = lambda t, n: _rows(t, p, tile, n, config, piece, flat, kind)  # noqa: E731
     first, second = _weight_boxes(call, config)
     out1, out2 = describe_rows(out, config.bn), describe_rows(out, config.bn2 or config.bn)
     residual1 = residual2 = out1
@@ -171,13 +170,13 @@ def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
     at_once = device_of(out.device).multiprocessors * blocks_together(p, config)
     programs = min(tiles, at_once) if config.persistent else tiles
     tiled_product[(programs,)](
-        _picture(call.x_q, p, (tb, th, tw, config.bk)), first, second, out1, out2, residual1, residual2,
-        call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width,
-        p.channels, p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tb, TH=th, TW=tw,
+        _picture(call.x_q, p, (*tile, config.bk)), first, second, out1, out2, residual1, residual2, call.correction,
+        call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels,
+        p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2],
         BK=config.bk, BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None, KIND=kind, FLAT=flat, BITS=p.bits, GROUPS=max(1, len(p.groups)),
-        SPLITS=config.splits, STAGES=config.stages, BAND=config.band, FLATTEN=config.persistent, PIECE=width,
-        num_warps=config.warps, num_stages=config.stages, **_EXACT,
+        SPLITS=config.splits, STAGES=config.stages, BAND=config.band, FLATTEN=config.persistent, PIECE=piece,
+        TURNED=config.turned, num_warps=config.warps, num_stages=config.stages, **_EXACT,
     )  # fmt: skip
 
 
@@ -250,12 +249,18 @@ def _weight_boxes(call: Product, config: Config) -> tuple[TensorDescriptor, Tens
 
 
 def _rows(
-    t: Tensor, p: Problem, tile: tuple[int, int, int], config: Config, flat: bool, piece: int, kind: str
+    t: Tensor, p: Problem, tile: tuple[int, int, int], bn: int, config: Config, piece: int, flat: bool, kind: str
 ) -> TensorDescriptor:
-    """Descriptor of a result: rows by columns, or pictures; of sums with an axis for the splits before."""
-    outputs = p.outputs // 2 if kind == "geglu" else p.outputs
-    shape, box = ([p.rows, outputs], [config.bm, piece]) if flat else (
-        [p.batch, p.out_height, p.out_width, outputs], [*tile, piece]
+    """Descriptor of a result: rows by columns, or pictures; of sums with an axis for the splits before.
+
+    A box is a whole tile by `piece` of its `bn` outputs, or (turned) `piece` positions by all of them.
+    """
+    halved = 2 if kind == "geglu" else 1
+    outputs, columns = p.outputs // halved, (bn if config.turned else min(bn, piece)) // halved
+    while config.turned and math.prod(tile) > piece:
+        tile = part_of(tile)
+    shape, box = ([p.rows, outputs], [math.prod(tile), columns]) if flat else (
+        [p.batch, p.out_height, p.out_width, outputs], [*tile, columns]
     )  # fmt: skip
     if kind == "sums":
         shape, box = [config.splits, *shape], [1, *box]

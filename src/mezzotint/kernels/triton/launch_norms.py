@@ -12,6 +12,9 @@ from torch import Tensor
 from mezzotint.kernels.triton import norms
 from mezzotint.kernels.triton.arguments import some_or, step_of
 
+Grid = tuple[float, int, int]
+_NO_GRID: Grid = (1.0, 0, 255)
+
 
 @dataclass(frozen=True)
 class NormConfig:
@@ -28,7 +31,8 @@ def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[Norm
     """Ways to run a GroupNorm of [batch, rows, channels], the one to take first.
 
     One launch wins where a program holds few elements, the fewer the better; with many to hold and many programs, two
-    launches do.
+    launches do. Of those, few elements at a time leave room for all programs of `group_sums` at once (64 registers a
+    thread), and blocks of few groups have less to add up at the end.
     """
     width, found = channels // groups, []
     for together in (1, 2, 4, 8):
@@ -36,29 +40,38 @@ def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[Norm
         if groups % together == 0 and elements <= 32768 and width * together >= 8:
             warps = max(4, min(16, elements // 2048))
             found.append((elements, NormConfig(True, together, triton.next_power_of_2(rows), warps=warps)))
-    whole = [config for _, config in found]
-    together = triton.next_power_of_2(groups)
-    while together > 1 and together * width > 512:
-        together //= 2
-    two = []
-    for warps, elements in ((4, 4096), (4, 2048), (8, 8192)):
+    whole, two = [config for _, config in found], []
+    for columns, elements in ((128, 2048), (128, 4096), (512, 4096)):
+        together = triton.next_power_of_2(groups)
+        while together > 1 and together * width > columns:
+            together //= 2
         block = max(1, elements // triton.next_power_of_2(together * width))
         blocks = -(-groups // together)
         runs = max(1, min(64, -(-rows // block), 1056 // (batch * blocks)))
-        two.append(NormConfig(False, together, block, runs, warps))
+        two.append(NormConfig(False, together, block, runs))
     return two + whole if found and found[0][0] > 16384 and batch * groups > 128 else whole + two
 
 
 def nhwc_group_norm(*norm: Any) -> Tensor:
     """GroupNorm of [x | second] + added, in the dtype of x."""
     x, second = norm[:2]
-    return group_norm(*norm, out=_joined(x, second, x.dtype), grid=(1.0, 0, 255))
+    return group_norm(*norm, out=_joined(x, second, x.dtype), grid=_NO_GRID)
 
 
 def nhwc_group_norm_codes(*arguments: Any) -> Tensor:
     """The same, then equation (5)."""
     x, second = arguments[:2]
     return group_norm(*arguments[:-3], out=_joined(x, second, torch.int8), grid=arguments[-3:])
+
+
+def nhwc_entry_codes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`nhwc_group_norm_codes` of [x | second], and codes of x and of second on grids of their own."""
+    *norm, scale, zero_point, largest, scales, zero_points, largests = arguments
+    x, second = norm[:2]
+    out, entry = _joined(x, second, torch.int8), _joined(x, second, torch.int8)
+    grids = list(zip(scales, zero_points, largests, strict=True))
+    group_norm(*norm, out=out, grid=(scale, zero_point, largest), entry=entry, entry_grids=(grids[0], grids[-1]))
+    return out, entry
 
 
 def group_norm(
@@ -74,47 +87,51 @@ def group_norm(
     silu: bool,
     *,
     out: Tensor,
-    grid: tuple[float, int, int],
+    grid: Grid,
     config: NormConfig | None = None,
+    entry: Tensor | None = None,
+    entry_grids: tuple[Grid, Grid] = (_NO_GRID, _NO_GRID),
 ) -> Tensor:
-    """Fills `out`, in codes on `grid` if it is int8."""
+    """Fills `out`, in codes on `grid` if it is int8; and `entry` with codes of x and of `second`, before the norm."""
     batch, channels = x.shape[0], out.shape[-1]
     rows = out.numel() // max(1, batch * channels)
     if not out.numel():
         return out
     c = config or norm_configs(batch, rows, channels, groups)[0]
-    second, added, factor, shift = (None if t is None else t.contiguous() for t in (second, added, factor, shift))
-    x = x.contiguous()
+    x, second = x.contiguous(), None if second is None else second.contiguous()
+    added, factor, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in (added, factor, shift))
+    apart = [0 if t is None else t.stride(0) for t in (added, factor, shift)]
     width, first = channels // groups, x.shape[-1]
     flags = {
         "HAS_SECOND": second is not None, "HAS_ADDED": added is not None, "HAS_WEIGHT": weight is not None,
         "HAS_BIAS": bias is not None, "HAS_FACTOR": factor is not None, "HAS_SHIFT": shift is not None, "SILU": silu,
-        "CODES": out.dtype == torch.int8,
+        "CODES": out.dtype == torch.int8, "ENTRY": entry is not None,
     }  # fmt: skip
-    second_, added_ = some_or(second, x), some_or(added, x)
+    second_, added_, entry = some_or(second, x), some_or(added, x), some_or(entry, out)
     affine = [some_or(t, x) for t in (weight, bias, factor, shift)]
     sizes = (rows, first, channels - first, groups)
+    steps = [number for each in (grid, *entry_grids) for number in step_of(*each)]
     block = triton.next_power_of_2(c.groups * width)
     if c.whole:
         norms.group_norm_whole[(batch, groups // c.groups)](
-            x, second_, added_, *affine, out, *sizes, eps, *step_of(*grid), width=width, BM=c.rows,
-            BC=block, BG=c.groups, **flags, num_warps=c.warps,
+            x, second_, added_, *affine, out, entry, *apart, *sizes, eps, *steps, width=width, BM=c.rows, BC=block,
+            BG=c.groups, **flags, num_warps=c.warps,
         )  # fmt: skip
         return out
     per_run = -(-rows // (c.runs * c.rows)) * c.rows
     runs = -(-rows // per_run)
     sums = torch.empty((batch, runs, 2, groups), dtype=torch.float32, device=x.device)
     norms.group_sums[(runs, batch, -(-groups // c.groups))](
-        x, second_, added_, sums, *sizes, per_run, width=width, BM=c.rows, BC=block, BG=c.groups,
+        x, second_, added_, sums, apart[0], *sizes, per_run, width=width, BM=c.rows, BC=block, BG=c.groups,
         HAS_SECOND=flags["HAS_SECOND"], HAS_ADDED=flags["HAS_ADDED"], num_warps=c.warps,
     )  # fmt: skip
     columns = _columns(channels)
     block, blocks = max(1, c.rows * block // columns), triton.cdiv(channels, columns)
     at_once = max(1, min(-(-rows // block), 1056 // (batch * blocks)))
     norms.group_norm[(at_once, batch, blocks)](
-        x, second_, added_, sums, *affine, out, *sizes, runs, eps, *step_of(*grid),
-        triton.cdiv(rows, at_once * block) * block, width=width, BM=block, BC=columns,
-        BR=triton.next_power_of_2(runs), BG=triton.next_power_of_2(groups), **flags, num_warps=c.warps,
+        x, second_, added_, sums, *affine, out, entry, *apart, *sizes, runs, eps, *steps,
+        triton.cdiv(rows, at_once * block) * block, width=width, BM=block, BC=columns, BR=triton.next_power_of_2(runs),
+        BG=triton.next_power_of_2(min(groups, (columns - 2) // width + 2)), **flags, num_warps=c.warps,
     )  # fmt: skip
     return out
 
@@ -157,6 +174,19 @@ def nhwc_codes(x: Tensor, second: Tensor | None, scale: float, zero_point: int, 
             x.contiguous(), some_or(second, x).contiguous(), out, rows, x.shape[-1], channels - x.shape[-1],
             *step_of(scale, zero_point, largest), BM=4096 // block, BC=block, HAS_SECOND=second is not None,
             num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def nhwc_upsampled_codes(x: Tensor, factor: int, scale: float, zero_point: int, largest: int) -> Tensor:
+    """Equation (5) of a picture, each pixel `factor` times along both axes."""
+    batch, height, width, channels = x.shape
+    out = torch.empty((batch, factor * height, factor * width, channels), dtype=torch.int8, device=x.device)
+    rows, block = batch * height * width, _columns(channels)
+    if out.numel():
+        norms.upsampled_codes[(triton.cdiv(rows, 2048 // block), triton.cdiv(channels, block))](
+            x.contiguous(), out, rows, width, channels, *step_of(scale, zero_point, largest), FACTOR=factor,
+            BM=2048 // block, BC=block, num_warps=4,
         )  # fmt: skip
     return out
 

@@ -9,7 +9,9 @@
 
 Loops over pixels take two blocks a turn, so that twice as much is on its way from memory.
 
-Two tensors [x | second] side by side along the channels are read from where they are.
+Two tensors [x | second] side by side along the channels are read from where they are. A residual block with a shortcut
+needs their codes as well, x and second each on its own grid: GroupNorm has them in its hands when it normalizes, and
+writes the codes on the way (`entry`), which saves another reading and the concatenation.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import triton.language as tl
 
 from mezzotint.kernels.triton.epilogue import gelu, quantized, silu
 
+_GRIDS = [f"{name}{part}" for name in ("zero_point", "largest") for part in ("", "1", "2")]
+
 
 @triton.jit
 def _row(
-    x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND: tl.constexpr, HAS_ADDED: tl.constexpr
-):
+    x, second, added, added_row, b, m, c, rows, channels1, channels2, there, HAS_SECOND: tl.constexpr,
+    HAS_ADDED: tl.constexpr,
+):  # fmt: skip
     """float32 [m, c] of [x | second] + added, zero where not `there`; m counts the rows of one sample."""
     row = tl.cast(b * rows, tl.int64) + m[:, None]
     v = tl.load(x + row * channels1 + c[None, :], mask=there & (c < channels1)[None, :], other=0.0).to(tl.float32)
@@ -32,14 +37,15 @@ def _row(
         v += tl.load(second + row * channels2 + (c - channels1)[None, :], mask=own, other=0.0).to(tl.float32)
     if HAS_ADDED:
         channels = channels1 + channels2
-        v += tl.load(added + b * channels + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        v += tl.load(added + b * added_row + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     return v
 
 
 @triton.jit
 def _pivot(
-    x, second, added, b, c, width, rows, channels1, channels2, HAS_SECOND: tl.constexpr, HAS_ADDED: tl.constexpr
-):
+    x, second, added, added_row, b, c, width, rows, channels1, channels2, HAS_SECOND: tl.constexpr,
+    HAS_ADDED: tl.constexpr,
+):  # fmt: skip
     """float32 [c]: the first value of each channel's group."""
     first = c // width * width
     channels = channels1 + channels2
@@ -49,7 +55,7 @@ def _pivot(
         own = (first >= channels1) & (first < channels)
         v += tl.load(second + row * channels2 + (first - channels1), mask=own, other=0.0).to(tl.float32)
     if HAS_ADDED:
-        v += tl.load(added + b * channels + first, mask=first < channels, other=0.0).to(tl.float32)
+        v += tl.load(added + b * added_row + first, mask=first < channels, other=0.0).to(tl.float32)
     return v
 
 
@@ -59,6 +65,7 @@ def group_sums(
     second,
     added,  # [B, C] or anything
     sums,  # float32 [B, runs, 2, groups]
+    added_row,
     rows,  # pixels of a sample
     channels1,
     channels2,
@@ -78,14 +85,14 @@ def group_sums(
     local = tl.arange(0, BC)
     c = g0 * width + local
     valid = (local < BG * width) & (c < channels1 + channels2)
-    pivot = _pivot(x, second, added, b, c, width, rows, channels1, channels2, HAS_SECOND, HAS_ADDED)
+    pivot = _pivot(x, second, added, added_row, b, c, width, rows, channels1, channels2, HAS_SECOND, HAS_ADDED)
     s1 = tl.zeros((BM, BC), tl.float32)
     s2 = tl.zeros((BM, BC), tl.float32)
     for start in tl.range(run * per_run, tl.minimum(run * per_run + per_run, rows), BM, loop_unroll_factor=2):
         m = start + tl.arange(0, BM)
         there = (m < rows)[:, None] & valid[None, :]
-        v = _row(x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED) - pivot[None, :]
-        v = tl.where(there, v, 0.0)
+        v = _row(x, second, added, added_row, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED)
+        v = tl.where(there, v - pivot[None, :], 0.0)
         s1 += v
         s2 += v * v
     t1 = tl.sum(s1, axis=0)
@@ -98,7 +105,7 @@ def group_sums(
     tl.store(at + groups, tl.sum(tl.where(member, t2[:, None], 0.0), axis=0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_GRIDS)
 def group_norm(
     x,
     second,
@@ -109,6 +116,10 @@ def group_norm(
     factor,  # [B, C] or anything
     shift,
     out,  # [B, P, C]
+    entry,  # int8 [B, P, C]: codes of what is normed, or anything
+    added_row,  # elements between the rows of `added`, `factor`, `shift`
+    factor_row,
+    shift_row,
     rows,
     channels1,
     channels2,
@@ -119,11 +130,19 @@ def group_norm(
     inverse,
     zero_point,
     largest,
+    step1,
+    inverse1,
+    zero_point1,
+    largest1,
+    step2,
+    inverse2,
+    zero_point2,
+    largest2,
     per_program,  # pixels, a multiple of BM
     width: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
-    BR: tl.constexpr,  # powers of two, at least `runs` and `groups`
+    BR: tl.constexpr,  # powers of two: at least `runs`, and the groups that BC channels may touch
     BG: tl.constexpr,
     HAS_SECOND: tl.constexpr,
     HAS_ADDED: tl.constexpr,
@@ -133,6 +152,7 @@ def group_norm(
     HAS_SHIFT: tl.constexpr,
     SILU: tl.constexpr,
     CODES: tl.constexpr,
+    ENTRY: tl.constexpr,
 ):
     channels = channels1 + channels2
     b = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -140,32 +160,37 @@ def group_norm(
     c = tl.program_id(2) * BC + tl.arange(0, BC)
     valid = c < channels
     r = tl.arange(0, BR)
-    g = tl.arange(0, BG)
+    g0 = tl.program_id(2) * BC // width
+    g = g0 + tl.arange(0, BG)
     at = sums + (b * runs + r)[:, None] * 2 * groups + g[None, :]
     mask = (r < runs)[:, None] & (g < groups)[None, :]
     count = rows * width * 1.0
     mean_g = tl.sum(tl.load(at, mask=mask, other=0.0), axis=0) / count
     variance = tl.sum(tl.load(at + groups, mask=mask, other=0.0), axis=0) / count - mean_g * mean_g
     gain_g = 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
-    own = tl.minimum(c // width, groups - 1)
+    own = tl.minimum(c // width - g0, BG - 1)
     mean = tl.gather(mean_g, own, 0)
     gain = tl.gather(gain_g, own, 0)
-    pivot = _pivot(x, second, added, b, c, width, rows, channels1, channels2, HAS_SECOND, HAS_ADDED)
+    pivot = _pivot(x, second, added, added_row, b, c, width, rows, channels1, channels2, HAS_SECOND, HAS_ADDED)
     scale, offset = _affine(
-        b, c, valid, channels, gain, -(mean + pivot) * gain, weight, bias, factor, shift, HAS_WEIGHT, HAS_BIAS,
-        HAS_FACTOR, HAS_SHIFT,
+        b, c, valid, gain, -(mean + pivot) * gain, weight, bias, factor, shift, factor_row,
+        shift_row, HAS_WEIGHT, HAS_BIAS, HAS_FACTOR, HAS_SHIFT,
     )  # fmt: skip
     for start in tl.range(first, tl.minimum(first + per_program, rows), BM, loop_unroll_factor=2):
         m = start + tl.arange(0, BM)
         there = (m < rows)[:, None] & valid[None, :]
-        v = _row(x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED)
+        v = _row(x, second, added, added_row, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED)
+        row = tl.cast(b * rows, tl.int64) + m
+        if ENTRY:
+            _store_entry(
+                v, entry, row, c, channels1, channels, there, step1, inverse1, zero_point1, largest1, step2, inverse2,
+                zero_point2, largest2, HAS_SECOND,
+            )  # fmt: skip
         v = v * scale[None, :] + offset[None, :]
-        _store(
-            v, out, tl.cast(b * rows, tl.int64) + m, c, channels, there, step, inverse, zero_point, largest, SILU, CODES
-        )
+        _store(v, out, row, c, channels, there, step, inverse, zero_point, largest, SILU, CODES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_GRIDS)
 def group_norm_whole(
     x,
     second,
@@ -175,6 +200,10 @@ def group_norm_whole(
     factor,
     shift,
     out,
+    entry,
+    added_row,
+    factor_row,
+    shift_row,
     rows,
     channels1,
     channels2,
@@ -184,6 +213,14 @@ def group_norm_whole(
     inverse,
     zero_point,
     largest,
+    step1,
+    inverse1,
+    zero_point1,
+    largest1,
+    step2,
+    inverse2,
+    zero_point2,
+    largest2,
     width: tl.constexpr,
     BM: tl.constexpr,  # at least `rows`
     BC: tl.constexpr,
@@ -196,6 +233,7 @@ def group_norm_whole(
     HAS_SHIFT: tl.constexpr,
     SILU: tl.constexpr,
     CODES: tl.constexpr,
+    ENTRY: tl.constexpr,
 ):
     """All pixels of BG groups in one program."""
     channels = channels1 + channels2
@@ -205,7 +243,7 @@ def group_norm_whole(
     valid = (local < BG * width) & (c < channels)
     m = tl.arange(0, BM)
     there = (m < rows)[:, None] & valid[None, :]
-    v = _row(x, second, added, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED)
+    v = _row(x, second, added, added_row, b, m, c, rows, channels1, channels2, there, HAS_SECOND, HAS_ADDED)
     g = tl.arange(0, BG)
     member = (local // width)[:, None] == g[None, :]
     count = rows * width * 1.0
@@ -214,11 +252,17 @@ def group_norm_whole(
     variance = _of_groups(tl.sum(centred * centred, axis=0), member) / count
     gain = 1.0 / tl.sqrt(variance + eps)
     scale, offset = _affine(
-        b, c, valid, channels, gain, -mean * gain, weight, bias, factor, shift, HAS_WEIGHT, HAS_BIAS, HAS_FACTOR,
-        HAS_SHIFT,
+        b, c, valid, gain, -mean * gain, weight, bias, factor, shift, factor_row, shift_row, HAS_WEIGHT, HAS_BIAS,
+        HAS_FACTOR, HAS_SHIFT,
     )  # fmt: skip
+    row = tl.cast(b * rows, tl.int64) + m
+    if ENTRY:
+        _store_entry(
+            v, entry, row, c, channels1, channels, there, step1, inverse1, zero_point1, largest1, step2, inverse2,
+            zero_point2, largest2, HAS_SECOND,
+        )  # fmt: skip
     y = v * scale[None, :] + offset[None, :]
-    _store(y, out, tl.cast(b * rows, tl.int64) + m, c, channels, there, step, inverse, zero_point, largest, SILU, CODES)
+    _store(y, out, row, c, channels, there, step, inverse, zero_point, largest, SILU, CODES)
 
 
 @triton.jit
@@ -230,7 +274,7 @@ def _of_groups(per_channel, member):
 
 @triton.jit
 def _affine(
-    b, c, valid, channels, scale, offset, weight, bias, factor, shift, HAS_WEIGHT: tl.constexpr,
+    b, c, valid, scale, offset, weight, bias, factor, shift, factor_row, shift_row, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_SHIFT: tl.constexpr,
 ):  # fmt: skip
     """(scale, offset) [BC] with everything that is affine in it: weight and bias, then (1 + factor) and shift."""
@@ -241,11 +285,11 @@ def _affine(
     if HAS_BIAS:
         offset = offset + tl.load(bias + c, mask=valid, other=0.0).to(tl.float32)
     if HAS_FACTOR:
-        f = 1.0 + tl.load(factor + b * channels + c, mask=valid, other=0.0).to(tl.float32)
+        f = 1.0 + tl.load(factor + b * factor_row + c, mask=valid, other=0.0).to(tl.float32)
         scale = scale * f
         offset = offset * f
     if HAS_SHIFT:
-        offset = offset + tl.load(shift + b * channels + c, mask=valid, other=0.0).to(tl.float32)
+        offset = offset + tl.load(shift + b * shift_row + c, mask=valid, other=0.0).to(tl.float32)
     return scale, offset
 
 
@@ -260,6 +304,24 @@ def _store(
         tl.store(at, quantized(y, step, inverse, zero_point, largest), mask=there)
     else:
         tl.store(at, y.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _store_entry(
+    v, entry, row, c, channels1, channels, there, step1, inverse1, zero_point1, largest1, step2, inverse2, zero_point2,
+    largest2, HAS_SECOND: tl.constexpr,
+):  # fmt: skip
+    """Codes of `v`, on the first grid or, from channel `channels1` on, the second."""
+    at = entry + row[:, None] * channels + c[None, :]
+    if HAS_SECOND:
+        own = (c >= channels1)[None, :]
+        step = tl.where(own, step2, step1)
+        inverse = tl.where(own, inverse2, inverse1)
+        zero_point = tl.where(own, zero_point2, zero_point1)
+        largest = tl.where(own, largest2, largest1)
+        tl.store(at, quantized(v, step, inverse, zero_point, largest), mask=there)
+    else:
+        tl.store(at, quantized(v, step1, inverse1, zero_point1, largest1), mask=there)
 
 
 @triton.jit
@@ -310,6 +372,24 @@ def geglu_codes(x, out, rows, channels, step, inverse, zero_point, largest, BM: 
 
 
 @triton.jit
+def upsampled_codes(
+    x, out, rows, width, channels, step, inverse, zero_point, largest, FACTOR: tl.constexpr, BM: tl.constexpr,
+    BC: tl.constexpr,
+):  # fmt: skip
+    """Codes of each pixel, FACTOR times along both axes; `width` is of the picture that is read."""
+    m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    there = (m < rows)[:, None] & (c < channels)[None, :]
+    v = tl.load(x + m[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
+    y = quantized(v, step, inverse, zero_point, largest)
+    first = m // width * (FACTOR * FACTOR * width) + m % width * FACTOR
+    for i in tl.static_range(FACTOR):
+        for j in tl.static_range(FACTOR):
+            at = first + i * FACTOR * width + j
+            tl.store(out + at[:, None] * channels + c[None, :], y, mask=there)
+
+
+@triton.jit
 def codes(
     x, second, out, rows, channels1, channels2, step, inverse, zero_point, largest, BM: tl.constexpr,
     BC: tl.constexpr, HAS_SECOND: tl.constexpr,
@@ -318,6 +398,6 @@ def codes(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     channels = channels1 + channels2
     there = (m < rows)[:, None] & (c < channels)[None, :]
-    v = _row(x, second, x, tl.program_id(2), m, c, rows, channels1, channels2, there, HAS_SECOND, False)
+    v = _row(x, second, x, 0, tl.program_id(2), m, c, rows, channels1, channels2, there, HAS_SECOND, False)
     at = m.to(tl.int64)[:, None] * channels + c[None, :]
     tl.store(out + at, quantized(v, step, inverse, zero_point, largest), mask=there)

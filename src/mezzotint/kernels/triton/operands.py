@@ -25,6 +25,7 @@ from mezzotint.kernels.contract import Weighted, check_weighted
 
 SHIFT = 128  # x_s8 = x_q - SHIFT
 CASES = 16
+GEGLU_RUN = 8  # values, then their gates: a thread of wgmma has both, whichever way the product is turned
 Window = tuple[int, int]
 Edges = tuple[int, int, int, int]  # rows above, rows below, columns left, columns right
 
@@ -58,7 +59,11 @@ def linear_operand(parts: Sequence[Weighted], *, bits: int = 8, geglu: bool = Fa
     Args:
         parts: each with weight_q [O_i, K] and one x_zero_point for all; an absent bias counts as 0 beside another.
         bits: 8, or 4 to keep the weights two a byte.
-        geglu: outputs are [values | gates], as nn.Linear of GEGLU has them; put in order value, gate, value, ...
+        geglu: outputs are [values | gates], as nn.Linear of GEGLU has them; put in order of GEGLU_RUN values, as many
+            gates, and so on.
+
+    Raises:
+        KernelError: parts that do not go together, or gates that are no multiple of GEGLU_RUN.
     """
     for part in parts:
         check_weighted("linear", part)
@@ -68,7 +73,9 @@ def linear_operand(parts: Sequence[Weighted], *, bits: int = 8, geglu: bool = Fa
     multiplier = torch.cat([part.multiplier for part in parts])
     bias = _joined_bias(parts)
     if geglu:
-        order = torch.arange(weight.shape[0], device=weight.device).view(2, -1).t().reshape(-1)
+        if weight.shape[0] % (2 * GEGLU_RUN):
+            raise KernelError(f"geglu: values and gates are multiples of {GEGLU_RUN}, got {weight.shape[0]} outputs")
+        order = torch.arange(weight.shape[0], device=weight.device).view(2, -1, GEGLU_RUN).transpose(0, 1).reshape(-1)
         weight, multiplier = weight[order], multiplier[order]
         bias = None if bias is None else bias[order]
     total = weight.sum(dim=(1, 2), dtype=torch.int32)

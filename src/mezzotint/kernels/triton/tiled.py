@@ -8,9 +8,14 @@ A linear product is a convolution with one tap of a picture [1, 1, M, K]. For ev
 What of (1) lies outside the picture, or beyond the last channel, arrives as zeros: no padding pass, no masks. With
 stride 2 the picture is seen as [B, H/2, 2, W/2, 2*C], so that every second pixel is a box too.
 
+TURNED, the product is weight @ a.T, and sums are [outputs, positions]. The weights are wgmma's left operand, which may
+be registers: packed weights become int8 where wgmma wants them, in three instructions for eight codes, and never go
+back to shared memory. The picture's box, of one row or many, is the right operand where the copy engine put it. What
+belongs to outputs is a number or two for each thread. Results are turned back on their way out (`stmatrix.trans`).
+
 The weight's box has its tap first: an axis of one element in front goes away without a reshape, and only then does
-Triton let the products of one step run into the next (`warp_group_dot_wait pendings = 1`). The same holds for `a` of a
-linear product; a box of several rows is reshaped, and comes to wgmma through registers.
+the copy engine's buffer be an operand. The same holds for `a` of a linear product; a box of several rows is reshaped,
+and comes to wgmma through registers unless TURNED.
 
 A tile is BM = TB*TH*TW positions by BN1 + BN2 outputs. Blocks are powers of two and widths of diffusion UNets are
 multiples of 320: 256 + 64 outputs share one `a`. K may be cut in SPLITS runs; `gathered.added_sums` adds their sums.
@@ -21,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mezzotint.kernels.triton.epilogue import correct_cases, finish, nibbles, scaled
+from mezzotint.kernels.triton.epilogue import along, correct_cases, finish, nibbles, scaled
 
 COUNTS = (
     "zero_point",
@@ -81,10 +86,12 @@ def tiled_product(
     STAGES: tl.constexpr,
     BAND: tl.constexpr,
     FLATTEN: tl.constexpr,
-    PIECE: tl.constexpr,  # columns that the epilogue writes at once
+    PIECE: tl.constexpr,  # outputs (TURNED: positions) that the epilogue writes at once
+    TURNED: tl.constexpr,  # sums are [outputs, positions]
 ):
     BM: tl.constexpr = TB * TH * TW
     BYTES: tl.constexpr = BK * BITS // 8
+    N2: tl.constexpr = BN2 if BN2 > 0 else 16
     tiles_m = tiles_b * tiles_h * tiles_w
     tiles = tiles_m * tiles_n * SPLITS
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
@@ -96,65 +103,69 @@ def tiled_product(
         n0 = tile_n * (BN1 + BN2)
         blocks = tl.cdiv(boundary if GROUPS == 2 else channels, BK)
         steps = KERNEL * KERNEL * blocks
-        acc1 = tl.zeros((BM, BN1), tl.int32)
-        acc2 = tl.zeros((BM, BN2 if BN2 > 0 else 16), tl.int32)
+        acc1 = tl.zeros((BN1, BM) if TURNED else (BM, BN1), tl.int32)
+        acc2 = tl.zeros((N2, BM) if TURNED else (BM, N2), tl.int32)
         for k in tl.range(steps * split // SPLITS, steps * (split + 1) // SPLITS, num_stages=STAGES):
             tap = k // blocks
             block = k % blocks
             a = tl.reshape(_box(x, b0, h0, w0, tap, block * BK, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK))
-            w1 = tl.reshape(weight1.load([tap, n0, block * BYTES]), (BN1, BYTES))
-            if BITS == 4:
-                w1 = nibbles(w1, BN1, BK)
-            acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)
+            acc1 = _multiplied(a, weight1.load([tap, n0, block * BYTES]), acc1, BN1, BK, BITS, TURNED)
             if BN2 > 0:
-                w2 = tl.reshape(weight2.load([tap, n0 + BN1, block * BYTES]), (BN2, BYTES))
-                if BITS == 4:
-                    w2 = nibbles(w2, BN2, BK)
-                acc2 = tl.dot(a, w2.T, acc2, out_dtype=tl.int32)
-        p = tl.arange(0, BM)
-        h = h0 + p // TW % TH
-        w = w0 + p % TW
+                acc2 = _multiplied(a, weight2.load([tap, n0 + BN1, block * BYTES]), acc2, BN2, BK, BITS, TURNED)
+        if BITS == 4:
+            acc1, acc2 = acc1 >> 4, acc2 >> 4
         if KIND == "sums":  # of one of the splits: the kernel that adds them finishes
-            _store_sums(acc1, out1, split, tile_m * BM, b0, h0, w0, n0, BM, BN1, TB, TH, TW, FLAT)
+            _store_sums(acc1, out1, split, tile_m * BM, b0, h0, w0, n0, BN1, TB, TH, TW, FLAT, PIECE, TURNED)
             if BN2 > 0:
-                _store_sums(acc2, out2, split, tile_m * BM, b0, h0, w0, n0 + BN1, BM, BN2, TB, TH, TW, FLAT)
+                _store_sums(acc2, out2, split, tile_m * BM, b0, h0, w0, n0 + BN1, BN2, TB, TH, TW, FLAT, PIECE, TURNED)
         elif GROUPS == 2:
             y1 = _corrected(
-                acc1, n0, h0, h, w, correction, multiplier, height, width, outputs, BN1, KERNEL, STRIDE, PAD_TOP,
-                PAD_LEFT, HAS_EDGES, False, TH,
+                acc1, n0, b0, h0, w0, correction, multiplier, height, width, outputs, BN1, TB, TH, TW, KERNEL, STRIDE,
+                PAD_TOP, PAD_LEFT, HAS_EDGES, False, TURNED,
             )  # fmt: skip
-            acc1 = tl.zeros((BM, BN1), tl.int32)
+            acc1 = tl.zeros((BN1, BM) if TURNED else (BM, BN1), tl.int32)
             blocks = tl.cdiv(channels - boundary, BK)
             for k in tl.range(0, KERNEL * KERNEL * blocks, num_stages=STAGES):
                 tap = k // blocks
                 block = k % blocks
                 at = boundary + block * BK
                 a = tl.reshape(_box(x, b0, h0, w0, tap, at, channels, KERNEL, STRIDE, PAD_TOP, PAD_LEFT), (BM, BK))
-                w1 = tl.reshape(weight2.load([tap, n0, block * BYTES]), (BN1, BYTES))
-                if BITS == 4:
-                    w1 = nibbles(w1, BN1, BK)
-                acc1 = tl.dot(a, w1.T, acc1, out_dtype=tl.int32)
+                acc1 = _multiplied(a, weight2.load([tap, n0, block * BYTES]), acc1, BN1, BK, BITS, TURNED)
+            if BITS == 4:
+                acc1 = acc1 >> 4
             y1 += _corrected(
-                acc1, n0, h0, h, w, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1,
-                KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, False, TH,
+                acc1, n0, b0, h0, w0, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1, TB,
+                TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, False, TURNED,
             )  # fmt: skip
             _write(
-                y1, n0, tile_m * BM, b0, h0, w0, h, w, out1, residual1, correction, multiplier, bias, step, inverse,
-                zero_point, largest, height, width, outputs, BM, BN1, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
-                HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+                y1, n0, tile_m * BM, b0, h0, w0, out1, residual1, correction, multiplier, bias, step, inverse,
+                zero_point, largest, height, width, outputs, BN1, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+                HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE, TURNED,
             )  # fmt: skip
         else:
             _write(
-                acc1, n0, tile_m * BM, b0, h0, w0, h, w, out1, residual1, correction, multiplier, bias, step, inverse,
-                zero_point, largest, height, width, outputs, BM, BN1, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
-                HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+                acc1, n0, tile_m * BM, b0, h0, w0, out1, residual1, correction, multiplier, bias, step, inverse,
+                zero_point, largest, height, width, outputs, BN1, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
+                HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE, TURNED,
             )  # fmt: skip
             if BN2 > 0:
                 _write(
-                    acc2, n0 + BN1, tile_m * BM, b0, h0, w0, h, w, out2, residual2, correction, multiplier, bias, step,
-                    inverse, zero_point, largest, height, width, outputs, BM, BN2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP,
-                    PAD_LEFT, HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+                    acc2, n0 + BN1, tile_m * BM, b0, h0, w0, out2, residual2, correction, multiplier, bias, step,
+                    inverse, zero_point, largest, height, width, outputs, BN2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP,
+                    PAD_LEFT, HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE, TURNED,
                 )  # fmt: skip
+
+
+@triton.jit
+def _multiplied(a, box, acc, BN: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr, TURNED: tl.constexpr):
+    """`acc` and the products of one step; a box of 4-bit weights counts 16 times, see `nibbles`."""
+    w = tl.reshape(box, (BN, BK * BITS // 8))
+    if BITS == 4:
+        w = nibbles(w, BN, BK)
+    if TURNED:
+        return tl.dot(w, a.T, acc, out_dtype=tl.int32)
+    else:
+        return tl.dot(a, w.T, acc, out_dtype=tl.int32)
 
 
 @triton.jit
@@ -183,31 +194,52 @@ def _box(
 
 @triton.jit
 def _corrected(
-    acc, n0, h0, h, w, correction, multiplier, height, width, outputs, BN: tl.constexpr, KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr, BARE: tl.constexpr,
-    TH: tl.constexpr,
+    acc, n0, b0, h0, w0, correction, multiplier, height, width, outputs, BN: tl.constexpr, TB: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr, BARE: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """float32 (acc + correction) * multiplier, or the int32 sum (BARE)."""
     n = n0 + tl.arange(0, BN)
-    acc = acc + tl.load(correction + n, mask=n < outputs, other=0)[None, :]
+    acc = acc + along(tl.load(correction + n, mask=n < outputs, other=0), TURNED)
     if HAS_EDGES:
-        acc = correct_cases(acc, correction, n, outputs, h, w, h0, height, width, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, TH)
+        p = tl.arange(0, TB * TH * TW)
+        acc = correct_cases(
+            acc, correction, n, outputs, h0 + p // TW % TH, w0 + p % TW, h0, height, width, KERNEL, STRIDE, PAD_TOP,
+            PAD_LEFT, TH, TURNED,
+        )  # fmt: skip
     if BARE:
         return acc
     else:
-        return scaled(acc, n, multiplier, outputs)
+        return scaled(acc, n, multiplier, outputs, TURNED)
+
+
+@triton.jit
+def _halves(acc, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of the columns, without moving a register."""
+    return tl.split(tl.permute(tl.reshape(acc, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def _store_sums(
-    acc, out, split, m0, b0, h0, w0, n0, BM: tl.constexpr, BN: tl.constexpr, TB: tl.constexpr, TH: tl.constexpr,
-    TW: tl.constexpr, FLAT: tl.constexpr,
+    acc, out, split, m0, b0, h0, w0, n0, BN: tl.constexpr, TB: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    FLAT: tl.constexpr, PIECE: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
-    if BN > 64:
+    BM: tl.constexpr = TB * TH * TW
+    if TURNED and BM > PIECE:
+        B: tl.constexpr = TB // 2 if TB > 1 else TB
+        H: tl.constexpr = TH // 2 if TB == 1 and TH > 1 else TH
+        W: tl.constexpr = TW // 2 if TB == 1 and TH == 1 else TW
+        left, right = _halves(acc, BN, BM)
+        _store_sums(left, out, split, m0, b0, h0, w0, n0, BN, B, H, W, FLAT, PIECE, TURNED)
+        m0, b0, h0, w0 = m0 + BM // 2, b0 + (TB - B), h0 + (TH - H), w0 + (TW - W)
+        _store_sums(right, out, split, m0, b0, h0, w0, n0, BN, B, H, W, FLAT, PIECE, TURNED)
+    elif BN > PIECE and not TURNED:
         left, right = _halves(acc, BM, BN)
-        _store_sums(left, out, split, m0, b0, h0, w0, n0, BM, BN // 2, TB, TH, TW, FLAT)
-        _store_sums(right, out, split, m0, b0, h0, w0, n0 + BN // 2, BM, BN // 2, TB, TH, TW, FLAT)
+        _store_sums(left, out, split, m0, b0, h0, w0, n0, BN // 2, TB, TH, TW, FLAT, PIECE, TURNED)
+        _store_sums(right, out, split, m0, b0, h0, w0, n0 + BN // 2, BN // 2, TB, TH, TW, FLAT, PIECE, TURNED)
     else:
+        if TURNED:
+            acc = tl.trans(acc)
         if FLAT:
             out.store([split, m0, n0], tl.reshape(acc, (1, BM, BN)))
         else:
@@ -215,55 +247,68 @@ def _store_sums(
 
 
 @triton.jit
-def _halves(acc, BM: tl.constexpr, BN: tl.constexpr):
-    """The left and the right half of the columns, without moving a register."""
-    return tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
-
-
-@triton.jit
 def _write(
-    acc, n0, m0, b0, h0, w0, h, w, out, residual, correction, multiplier, bias, step, inverse, zero_point, largest,
-    height, width, outputs, BM: tl.constexpr, BN: tl.constexpr, TB: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KIND: tl.constexpr, FLAT: tl.constexpr,
-    PIECE: tl.constexpr,
+    acc, n0, m0, b0, h0, w0, out, residual, correction, multiplier, bias, step, inverse, zero_point, largest, height,
+    width, outputs, BN: tl.constexpr, TB: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KIND: tl.constexpr, FLAT: tl.constexpr, PIECE: tl.constexpr,
+    TURNED: tl.constexpr,
 ):  # fmt: skip
-    """Epilogue of int32 sums, or of float32 ones that are scaled already, PIECE columns at a time: fewer registers."""
-    if BN > PIECE:
-        left, right = _halves(acc, BM, BN)
+    """Epilogue of int32 sums, or of float32 ones that are scaled already, a piece at a time: fewer registers."""
+    BM: tl.constexpr = TB * TH * TW
+    if TURNED and BM > PIECE:
+        B: tl.constexpr = TB // 2 if TB > 1 else TB
+        H: tl.constexpr = TH // 2 if TB == 1 and TH > 1 else TH
+        W: tl.constexpr = TW // 2 if TB == 1 and TH == 1 else TW
+        left, right = _halves(acc, BN, BM)
         _write(
-            left, n0, m0, b0, h0, w0, h, w, out, residual, correction, multiplier, bias, step, inverse, zero_point,
-            largest, height, width, outputs, BM, BN // 2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES,
-            HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+            left, n0, m0, b0, h0, w0, out, residual, correction, multiplier, bias, step, inverse, zero_point, largest,
+            height, width, outputs, BN, B, H, W, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, HAS_BIAS, HAS_RESIDUAL,
+            KIND, FLAT, PIECE, TURNED,
         )  # fmt: skip
         _write(
-            right, n0 + BN // 2, m0, b0, h0, w0, h, w, out, residual, correction, multiplier, bias, step, inverse,
-            zero_point, largest, height, width, outputs, BM, BN // 2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT,
-            HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE,
+            right, n0, m0 + BM // 2, b0 + (TB - B), h0 + (TH - H), w0 + (TW - W), out, residual, correction, multiplier,
+            bias, step, inverse, zero_point, largest, height, width, outputs, BN, B, H, W, KERNEL, STRIDE, PAD_TOP,
+            PAD_LEFT, HAS_EDGES, HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE, TURNED,
+        )  # fmt: skip
+    elif BN > PIECE and not TURNED:
+        left, right = _halves(acc, BM, BN)
+        _write(
+            left, n0, m0, b0, h0, w0, out, residual, correction, multiplier, bias, step, inverse, zero_point, largest,
+            height, width, outputs, BN // 2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, HAS_BIAS,
+            HAS_RESIDUAL, KIND, FLAT, PIECE, TURNED,
+        )  # fmt: skip
+        _write(
+            right, n0 + BN // 2, m0, b0, h0, w0, out, residual, correction, multiplier, bias, step, inverse, zero_point,
+            largest, height, width, outputs, BN // 2, TB, TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES,
+            HAS_BIAS, HAS_RESIDUAL, KIND, FLAT, PIECE, TURNED,
         )  # fmt: skip
     else:
         WIDTH: tl.constexpr = BN // 2 if KIND == "geglu" else BN
         at = n0 // 2 if KIND == "geglu" else n0
         if acc.dtype == tl.int32:
             y = _corrected(
-                acc, n0, h0, h, w, correction, multiplier, height, width, outputs, BN, KERNEL, STRIDE, PAD_TOP,
-                PAD_LEFT, HAS_EDGES, out.dtype == tl.int32, TH,
+                acc, n0, b0, h0, w0, correction, multiplier, height, width, outputs, BN, TB, TH, TW, KERNEL, STRIDE,
+                PAD_TOP, PAD_LEFT, HAS_EDGES, out.dtype == tl.int32, TURNED,
             )  # fmt: skip
         else:
             y = acc
         if out.dtype != tl.int32:
+            extra = y
             if HAS_RESIDUAL:
                 if FLAT:
                     extra = residual.load([m0, at])
                 else:
                     extra = tl.reshape(residual.load([b0, h0, w0, at]), (BM, WIDTH))
-            else:
-                extra = y
+                if TURNED:
+                    extra = tl.trans(extra)
             n = n0 + tl.arange(0, BN)
             y = finish(
                 y, extra, n, bias, step, inverse, zero_point, largest, outputs, BM, BN, HAS_BIAS, HAS_RESIDUAL, KIND,
-                out.dtype,
+                out.dtype, TURNED,
             )  # fmt: skip
+        if TURNED:
+            y = tl.trans(y)
         if FLAT:
             out.store([m0, at], y)
         else:

@@ -14,6 +14,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Config:
-    """How a product runs. `persistent`: one program a multiprocessor, which goes from tile to tile."""
+    """How a product runs.
+
+    Attributes:
+        persistent: one program a multiprocessor, which goes from tile to tile.
+        turned: sums are [outputs, positions], with the weights as wgmma's left operand; the only way for 4 bits, which
+            become int8 in the registers that wgmma takes.
+    """
 
     kernel: Literal["specialized", "tiled", "gathered"]
     bm: int
@@ -71,11 +78,13 @@ class Config:
     splits: int = 1
     band: int = 8
     persistent: bool = False
+    turned: bool = False
 
     @property
     def name(self) -> str:
         columns = f"{self.bn}+{self.bn2}" if self.bn2 else f"{self.bn}"
         extra = f"{' /' + str(self.splits) if self.splits > 1 else ''}{' p' if self.persistent else ''}"
+        extra += " t" if self.turned else ""
         return f"{self.kernel} {self.bm}x{columns}x{self.bk} w{self.warps} s{self.stages}{extra}"
 
 
@@ -91,6 +100,7 @@ _TILES = [  # bm, bn, bn2, warps
     (64, 256, 64, 4),
     (256, 64, 0, 8),
 ]
+_FEW = [(32, 128, 0, 4), (16, 128, 0, 4)]  # turned only: wgmma's right side may be that narrow
 SHARED = 232448  # bytes a block may have on sm_90
 _RESERVED = 1024  # of every block
 _SMALL = 1024  # barriers, and what keeps buffers aligned
@@ -123,15 +133,17 @@ def candidates(
 
 def _tiled(problem: Problem, shared: int) -> list[Config]:
     found = []
-    for bm, bn, bn2, warps in _TILES:
-        if (bn2 or bn == 256) and (problem.groups or problem.bits == 4):
+    for (bm, bn, bn2, warps), turned in product([*_TILES, *_FEW], (False, True)):
+        if turned and bn < 16 * warps:  # two warps would share outputs, and residuals go astray
+            continue
+        if (problem.groups and (bn2 or bn == 256)) or (not turned and (problem.bits == 4 or bm < 64)):
             continue
         for bk in (64, 128):
             if bk == 64 and problem.channels % 128 == 0:
                 continue
-            base = Config("tiled", bm, bn, bk, bn2, warps)
+            base = Config("tiled", bm, bn, bk, bn2, warps, turned=turned)
             room = (shared + _RESERVED) // 2 - _RESERVED if warps == 4 else shared  # two blocks of four warps
-            fitting = [s for s in range(2, 5 if bk == 128 else 8)
+            fitting = [s for s in range(2, 5 if bk == 128 and bm > 32 else 8)
                        if shared_bytes(problem, replace(base, stages=s)) <= room]  # fmt: skip
             if fitting:
                 found.append(replace(base, stages=fitting[-1]))
@@ -152,6 +164,8 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     ring = config.stages * config.bk * (config.bm + outputs * problem.bits // 8)
     if config.kernel == "gathered":
         return max(ring + unpacked, config.bm * config.bn * 4) + _RESERVED
+    if config.turned:
+        return _turned_bytes(problem, config)
     if config.kernel == "specialized":
         pieces = outputs // 64 if problem.residual else 2
         return ring + config.stages * unpacked + 2 * pieces * 64 * 64 * item + 2 * _RESERVED
@@ -169,6 +183,21 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     return ring + unpacked + copied + leaving + _SMALL
 
 
+def _turned_bytes(problem: Problem, config: Config) -> int:
+    """The ring of codes, that of weights (packed ones leave it a stage earlier), and what results leave from."""
+    outputs, item = config.bn + config.bn2, 4 if config.splits > 1 else problem.item_bytes
+    weights = (config.stages - (problem.bits == 4)) * outputs * config.bk * problem.bits // 8
+    halved = 2 if problem.kind == "geglu" and config.splits == 1 else 1
+    piece = piece_of(problem, config, item)
+    widths = sum({n for n in (config.bn, config.bn2) if n}) // halved  # boxes of one width share a buffer
+    leaving = min(config.bm, piece) * widths * item
+    if problem.residual and config.splits == 1:
+        arriving = 2 * min(config.bm, piece) * widths
+        leaving = leaving + arriving if config.persistent else max(leaving, arriving)
+    barriers = _SMALL + 512 * config.persistent
+    return config.stages * config.bm * config.bk + weights + leaving + barriers
+
+
 def spatial_tile(problem: Problem, bm: int) -> tuple[int, int, int]:
     """(images, rows, columns), powers of two with product `bm`, that cover the result with little waste."""
     p = problem
@@ -180,6 +209,21 @@ def spatial_tile(problem: Problem, bm: int) -> tuple[int, int, int]:
         tw //= 2
     th = min(bm // tw, height)
     return bm // (tw * th), th, tw
+
+
+def piece_of(problem: Problem, config: Config, item_bytes: int) -> int:
+    """Outputs (turned: positions) that the epilogue of a tile writes at once: fewer registers, less shared memory."""
+    if config.turned:
+        return 64 if problem.edges or problem.groups or item_bytes == 4 else 128
+    return 128 if item_bytes == 1 else 64
+
+
+def part_of(tile: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Half of a tile of (images, rows, columns) that has more than one position."""
+    tb, th, tw = tile
+    if tb > 1:
+        return tb // 2, th, tw
+    return (tb, th // 2, tw) if th > 1 else (tb, th, tw // 2)
 
 
 def blocks_together(problem: Problem, config: Config) -> int:
@@ -234,14 +278,14 @@ def predicted(problem: Problem, config: Config, multiprocessors: int) -> float:
     rate = {"specialized": 11000, "tiled": 9000, "gathered": 4500}[config.kernel] * intensity
     # Triton 3.6 waits for every int8 wgmma before the next step, which a second block hides in part
     wait = 0 if config.kernel == "specialized" else 500 if together == 1 else 200
-    product = together * steps * (2 * config.bm * bn * config.bk / rate + wait)
+    multiply = together * steps * (2 * config.bm * bn * config.bk / rate + wait)
     cost = {"specialized": 0.05, "tiled": 0.12, "gathered": 0.3}[config.kernel]
     cost *= {"geglu": 1.5, "codes": 1.2, "float": 1.0}[problem.kind] * (1.3 if problem.residual else 1.0)
     epilogue = together * config.bm * bn * cost
     start = 700 if config.persistent else 1500
-    alone = product + epilogue + start
+    alone = multiply + epilogue + start
     if together == 2:
-        alone = max(product, epilogue) + 0.4 * min(product, epilogue) + start
+        alone = max(multiply, epilogue) + 0.4 * min(multiply, epilogue) + start
     waves = math.ceil(tiles / (multiprocessors * together))
     added = 4000 + problem.rows * problem.outputs * 8 * config.splits / 2000 if config.splits > 1 else 0
     return waves * alone + added
