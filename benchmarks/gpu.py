@@ -44,6 +44,7 @@ from mezzotint.gpu.costs import Rates, totals
 from mezzotint.gpu.network import Lowered, LoweringConfig, lower_network_
 from mezzotint.gpu.timing import compare_steps, float_call, kernel_times, measured_rates, milliseconds, peak_bytes
 from mezzotint.grid.packing import pack
+from mezzotint.layers.attention import QuantizedAttnProcessor
 from mezzotint.layers.int_base import IntWeightedLayer
 from mezzotint.layers.int_matmul import IntMatMul
 from mezzotint.layers.swap import empty_integer_network_
@@ -66,6 +67,7 @@ VARIANTS = ("bf16-graph", "w8a8", "w4a8", "w8a8-steps", "bf16-eager", "fp32-eage
 TOKENS = {"sd-v1": 77, "ldm4-imagenet": 1}
 INPUT_SETS = 3
 STEP = 6 / 255  # of activations of unit variance
+P_STEP = 0.1 / 255  # of probabilities
 CODE_SPREAD = {8: 32.0, 4: 2.3}  # standard deviation of weight codes
 POLL = 0.05  # seconds
 
@@ -97,6 +99,9 @@ def integer_network(model: str, bits: str, *, own_steps: bool = False, device: s
     generator = torch.Generator(device).manual_seed(0)
     for index, module in enumerate(network.modules()):
         fill_(module, generator, STEP * (1 + 1e-4 * index * own_steps))
+    for processor in [module for module in network.modules() if isinstance(module, QuantizedAttnProcessor)]:
+        processor.pv.a_scale.fill_(P_STEP)
+        processor.pv.a_zero_point.zero_()
     return network.eval().requires_grad_(False)
 
 

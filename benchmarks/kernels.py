@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--networks", default="square,sd16,sd2,cifar256", help="of " + ", ".join(NETWORKS))
     parser.add_argument("--bits", default="8", help="weight bits, 8 or 4, or both")
     parser.add_argument("--candidates", type=int, default=9, help="configurations of each shape, the likeliest first")
-    parser.add_argument("--only", default="", metavar="WORD", help="candidates whose name has it, as ' t '; the shipped too")
+    parser.add_argument("--only", default="", metavar="WORD", help="only candidates with WORD in the name, ' t '")
     parser.add_argument("--seconds", type=float, default=480, help="for everything")
     parser.add_argument("--processes", type=int, default=14, help="that compile")
     parser.add_argument("--specialized", action="store_true", help="the kernel of specialized warps too (experimental)")

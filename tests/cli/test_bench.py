@@ -48,6 +48,11 @@ def test_an_artifact_against_its_float_twin(folders: tuple[str, str], capsys: py
     assert all(row["float_ms"] for row in result["layers"] if "processor" not in row["name"])
 
 
+def test_a_choice_of_attention_is_for_a_gpu(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", folders[1], "--attention", "int8"]) != 0
+    assert "on a CPU attention is always of codes" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_float_model_says_how_to_go_on(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     result = bench(capsys, folders[0])
     assert [row["variant"] for row in result["variants"]] == list(speed.FLOATS)

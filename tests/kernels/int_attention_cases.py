@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from triton_cases import DEVICE, INTERPRETED
 
+from mezzotint.errors import KernelError
+from mezzotint.kernels.triton import int_attention
 from mezzotint.kernels.triton.exact import nhwc_codes
 from mezzotint.kernels.triton.int_attention import Grids, exact_int_attention_codes, multipliers
 from mezzotint.kernels.triton.launch_attention import CHUNK, IntTile, attend, heads_of, padded_chunks, prepare, tile_of
@@ -130,6 +132,17 @@ def test_codes_may_be_made_inside_and_of_the_result(tile: IntTile) -> None:
     expected = exact_int_attention_codes(*coded, 2, 0.2, *GRIDS.arguments(), *OUT)
     torch.testing.assert_close(inside, expected, atol=3, rtol=0)  # of one code: 255 * 0.03 / 300 / 0.011
     assert (inside != expected).float().mean() <= 1e-2
+
+
+def test_the_operators_on_a_gpu_launch_these_kernels() -> None:
+    q, k, v = operands(1, 20, 77, 80)
+    rest = (2, 0.2, *GRIDS.arguments())
+    y = int_attention._on_gpu(q, k, v, *rest, torch.float32)
+    tile, (qk, pv) = tile_of(40, 20, 77), multipliers(GRIDS.arguments()[0])
+    assert torch.equal(y, attended(q, k, v, 2, qk * 0.2, GRIDS, pv, tile))
+    torch.testing.assert_close(int_attention._codes_on_gpu(q, k, v, *rest, *OUT), nhwc_codes(y, None, *OUT))
+    with pytest.raises(KernelError, match="heads have up to 256 channels, got 264"):
+        int_attention._on_gpu(*operands(1, 2, 2, 264), 1, 0.2, *GRIDS.arguments(), torch.float32)
 
 
 @pytest.mark.parametrize("head", [*range(8, 129, 8), 160, 256])

@@ -226,25 +226,23 @@ class _Trainer:
             with torch.no_grad():
                 shown = call(simulated, inputs)
             output = shown + (output - output.detach())  # this value, the other's gradient
-        loss = self.problem.loss(output, self.target, self.weight, norm=self.phase.norm, axis=self._axis())
+        loss = self._lp(output, self.target, self.weight) + self.problem.level_term(output, self.target)
         if self.inner:
             if options.separate_layer_pass:
                 with outputs_of(simulated, self.inner) as quantized:
                     call(simulated, inputs)
             with torch.no_grad(), outputs_of(self.problem.floating, self.inner) as targets:
                 call(self.problem.floating, self.buffers["float"])
-            norm, axis = self.phase.norm, self._axis()
-            layers = torch.stack([lp_loss(quantized[n], targets[n], norm=norm, axis=axis) for n in self.inner])
+            layers = torch.stack([self._lp(quantized[name], targets[name]) for name in self.inner])
             loss = loss + options.layer_weight * layers.sum()
         if options.rounding_weight > 0:
             pulls = [rounding.regulariser(self.beta) for rounding in self.roundings.values()]
             loss = loss + self.pull * torch.stack(pulls).sum() if pulls else loss
         return loss
 
-    def _axis(self) -> int | None:
-        """The axis that losses sum over, None for the features."""
+    def _lp(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         tokens_first = self.options.loss_axis == "first" and self.problem.unit.kind == "transformer"
-        return 1 if tokens_first else None
+        return lp_loss(output, target, weight, norm=self.phase.norm, axis=1 if tokens_first else None)
 
     def _step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -29,7 +29,7 @@ class UnitProblem:
         target: rows of the float unit's output.
         owned: the inputs that are kept for this unit alone; the others belong to earlier units or to the conditions.
         weight: rows of the Fisher weights of the output, or None.
-        level_weight: of the level term in the block loss.
+        level_weight: lambda, of the level term in the block loss.
     """
 
     unit: Unit
@@ -57,12 +57,9 @@ class UnitProblem:
         """Output of the simulated unit on the quantized inputs."""
         return self.call(self.simulated, {k: v.read(rows) for k, v in self.quantized_inputs.items()})
 
-    def loss(
-        self, output: Tensor, target: Tensor, weight: Tensor | None = None, *, norm: float = 2.0, axis: int | None = None
-    ) -> Tensor:
-        """Block loss of a batch: how far the unit's `output` is from `target`, and by how much it is off on average."""
-        loss = lp_loss(output, target, weight, norm=norm, axis=axis)
-        return loss + self.level_weight * level_loss(output, target) if self.level_weight else loss
+    def level_term(self, output: Tensor, target: Tensor) -> Tensor:
+        """What the block loss of a batch has beside the squared errors: the weighted level loss."""
+        return self.level_weight * level_loss(output, target) if self.level_weight else output.new_zeros(())
 
     @torch.no_grad()
     def block_loss(self, batch: int, output: RowTensor | None = None) -> float:
@@ -77,7 +74,9 @@ class UnitProblem:
             made = self.run(rows)
             if output is not None:
                 output.write(rows, made)
-            total += self.loss(made, self.target.read(rows), weight).double() * (rows.stop - rows.start)
+            target = self.target.read(rows)
+            loss = lp_loss(made, target, weight) + self.level_term(made, target)
+            total += loss.double() * (rows.stop - rows.start)
         return float(total) / self.n_rows
 
     @torch.no_grad()

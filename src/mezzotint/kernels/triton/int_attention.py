@@ -54,8 +54,13 @@ class Grids:
 
     def arguments(self) -> tuple[list[float], list[int], list[int]]:
         """As the operators take them."""
-        scales, zero_points, largest = zip(self.q, self.k, self.p, self.v, strict=True)
-        return list(scales), list(zero_points), list(largest)
+        grids = (self.q, self.k, self.p, self.v)
+        return [grid[0] for grid in grids], [grid[1] for grid in grids], [grid[2] for grid in grids]
+
+    @classmethod
+    def of(cls, scales: Sequence[float], zero_points: Sequence[int], largest_codes: Sequence[int]) -> Grids:
+        """From the arguments of an operator."""
+        return cls(*zip(scales, zero_points, largest_codes, strict=True))
 
 
 def int_attention(
@@ -130,13 +135,13 @@ def _attend(
 ) -> Float[Tensor, "b n c"]:
     """In float32, a few heads at a time."""
     _check(q, k, v, heads, scale, scales, zero_points, largest_codes)
-    grids = Grids(*zip(scales, zero_points, largest_codes, strict=True))
+    grids = Grids.of(scales, zero_points, largest_codes)
     product = reference.prepare_matmul(Paired(grids.p[1], grids.v[1], multipliers(scales)[1]))
     q_q, k_q, v_q = (_apart(x, heads, grid) for x, grid in ((q, grids.q), (k, grids.k), (v, grids.v)))
     count = max(1, _SCORES_AT_ONCE // (q.shape[1] * k.shape[1]))
     parts = [
-        product(codes_of_probabilities(*some, scale, grids), values)
-        for *some, values in zip(q_q.split(count), k_q.split(count), v_q.split(count), strict=True)
+        product(codes_of_probabilities(a, b, scale, grids), c)
+        for a, b, c in zip(q_q.split(count), k_q.split(count), v_q.split(count), strict=True)
     ]
     return torch.cat(parts).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
@@ -183,34 +188,24 @@ def _codes_meta(q: Tensor, *rest: Any) -> Tensor:
     return q.new_empty(q.shape, dtype=torch.int8)
 
 
-def _on_gpu(q: Tensor, *rest: Any) -> Tensor:
-    from mezzotint.kernels.triton import launch_attention  # Triton is an extra, and slow to import
-
-    return launch_attention.int_attention(*_launched_with(q, *rest[:-1]), rest[-1])
+def _on_gpu(*arguments: Any) -> Tensor:
+    return _launched(arguments[:-1], arguments[-1], None)
 
 
-def _codes_on_gpu(q: Tensor, *rest: Any) -> Tensor:
-    from mezzotint.kernels.triton import launch_attention
-
-    return launch_attention.int_attention_codes(*_launched_with(q, *rest[:-3]), rest[-3:])
+def _codes_on_gpu(*arguments: Any) -> Tensor:
+    return _launched(arguments[:-3], torch.int8, arguments[-3:])
 
 
-def _launched_with(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    scale: float,
-    scales: list[float],
-    zero_points: list[int],
-    largest_codes: list[int],
-) -> tuple[Any, ...]:
-    """What the launches take: q, k, v, heads, factor of the scores, grids, multiplier of the result."""
-    _check(q, k, v, heads, scale, scales, zero_points, largest_codes)
+def _launched(arguments: tuple[Any, ...], dtype: torch.dtype, grid: Any) -> Tensor:
+    """`arguments` up to the grids of q, k, p and v."""
+    _check(*arguments)
+    q, k, v, heads, scale, *numbers = arguments
     if q.shape[2] > MOST_CHANNELS * heads:
         raise KernelError(f"int8 attention: heads have up to {MOST_CHANNELS} channels, got {q.shape[2] // heads}")
-    qk, pv = multipliers(scales)
-    return q, k, v, heads, qk * scale, Grids(*zip(scales, zero_points, largest_codes, strict=True)), pv
+    from mezzotint.kernels.triton import launch_attention  # Triton is an extra, and slow to import
+
+    qk, pv = multipliers(numbers[0])
+    return launch_attention.attended(q, k, v, heads, qk * scale, Grids.of(*numbers), pv, dtype, grid)
 
 
 for _name, _more, _shape_of, _cpu, _gpu in (

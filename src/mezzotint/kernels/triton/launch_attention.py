@@ -71,20 +71,26 @@ def _cut(count: int, least: int) -> tuple[int, int]:
     return (whole, rest) if rest < whole else (2 * whole, 0)
 
 
-def int_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, factor: float, grids: Grids, multiplier: float, dtype: torch.dtype
+def attended(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    factor: float,
+    grids: Grids,
+    multiplier: float,
+    dtype: torch.dtype,
+    grid: Grid | None,
 ) -> Tensor:
-    """Equations (1) to (3) of `int_attention` with multiplier_qk * scale = `factor` and p_scale * v_scale."""
-    tile = tile_of(q.shape[2] // heads, q.shape[1], k.shape[1])
-    return attend(q, prepare(k, v, heads, grids, tile), heads, factor, grids, multiplier, dtype, None, tile)
+    """`prepare`, then `attend`: the equations of `int_attention`, with the tile for this shape.
 
-
-def int_attention_codes(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, factor: float, grids: Grids, multiplier: float, grid: Grid
-) -> Tensor:
-    """The same, then signed codes on `grid`."""
+    Args:
+        factor: of the integer scores: q_scale * k_scale * scale.
+        multiplier: p_scale * v_scale.
+        grid: of the result, which is codes then; `dtype` must be int8.
+    """
     tile = tile_of(q.shape[2] // heads, q.shape[1], k.shape[1])
-    return attend(q, prepare(k, v, heads, grids, tile), heads, factor, grids, multiplier, torch.int8, grid, tile)
+    return attend(q, prepare(k, v, heads, grids, tile), heads, factor, grids, multiplier, dtype, grid, tile)
 
 
 def prepare(k: Tensor, v: Tensor, heads: int, grids: Grids, tile: IntTile) -> Ready:
@@ -93,15 +99,15 @@ def prepare(k: Tensor, v: Tensor, heads: int, grids: Grids, tile: IntTile) -> Re
     k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
     scores, values = map(sum, heads_of(head))
     chunks, wide = padded_chunks(keys, tile), triton.next_power_of_2(max(scores, values))
-    new = {"dtype": torch.int8, "device": k.device}
+    many, padded = batch * heads, chunks * CHUNK
     ready = (
-        torch.empty((batch * heads, chunks * CHUNK, scores), **new),  # type: ignore[arg-type]
-        torch.empty((batch * heads, chunks * CHUNK), dtype=torch.int32, device=k.device),
-        torch.empty((batch * heads, values, chunks * CHUNK), **new),  # type: ignore[arg-type]
-        torch.empty((batch * heads, chunks, values), dtype=torch.int32, device=k.device),
+        torch.empty((many, padded, scores), dtype=torch.int8, device=k.device),
+        torch.empty((many, padded), dtype=torch.int32, device=k.device),
+        torch.empty((many, values, padded), dtype=torch.int8, device=k.device),
+        torch.empty((many, chunks, values), dtype=torch.int32, device=k.device),
     )
     with torch.cuda.device_of(k):
-        prepare_keys[(chunks, batch * heads)](
+        prepare_keys[(chunks, many)](
             k, v, *ready, *step_of(*grids.k), *step_of(*grids.v), grids.q[1] - 128,
             _MAGIC_BITS if head <= _MOST_MAGIC else 0, keys, chunks, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             HEADS=heads, HEAD=head, CHUNK=CHUNK, CHANNELS=wide, SCORES=scores, VALUES=values,
