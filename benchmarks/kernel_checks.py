@@ -136,4 +136,6 @@ def tried(tasks: list[Any], processes: int, seconds: float) -> dict[tuple[int, i
                 break
     for worker in workers:
         worker.kill()
+    for worker in workers:  # what it had on the device is gone then
+        worker.join(timeout=10)
     return found

@@ -5,9 +5,14 @@
 The first part runs configurations in several processes: that compiles them (Triton keeps the result on disk), checks
 each against the exact reference on small awkward shapes, and at the published shapes against the gathered kernel. The
 second part times, alone on the device: launches captured in a CUDA graph, on operands that rotate through more memory
-than the cache holds, random data, the median of several replays. What takes most of a network's step comes first. The
-third part is the float side, cuDNN and cuBLAS in bfloat16, while time is left. The JSON holds every row;
-"configurations" has the best of each shape, as kernels/triton/configurations.json has it.
+than the cache holds, random data, the median of several replays. What takes most of a network's step comes first, and
+nothing is compiled any more: it says how many kernels were, 0. The third part is the float side, cuDNN and cuBLAS in
+bfloat16, while time is left. The JSON holds every row; "configurations" has the best of each shape, as
+kernels/triton/configurations.json has it.
+
+Weights of 8 and 4 bits in one run, six candidates for the one and four for the other, beside what is shipped:
+
+    python benchmarks/kernels.py --networks sd16,sd2 --bits 4,8 --candidates 6,4 --only ' t ' --json FILE
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,7 @@ import torch
 from kernel_checks import SMALL, compiled_as, small_configs, tried
 from kernel_shapes import NETWORKS, Shape, problem_of
 from kernel_times import ceilings, time_float, time_int, time_norms
+from triton import knobs
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Plan:
     key: str
     share: float
     configs: list[Any]
+    shipped: Any = None  # the configuration that the installed table has
     outcomes: dict[Any, str] = field(default_factory=dict)
     times: dict[Any, float] = field(default_factory=dict)  # microseconds, the fastest first
     float_us: float = 0.0
@@ -56,24 +64,25 @@ class Plan:
         return {**found, "best_us": best, "times": times, "usable": len(self.usable)}
 
 
-def plans_of(networks: list[str], bits_of: list[int], most: int, word: str, specialized: bool) -> list[Plan]:
+def plans_of(networks: list[str], most: dict[int, int], word: str, specialized: bool) -> list[Plan]:
     """Every product once (networks share some), with its candidates and the shipped one; the longest first, by count.
 
-    Of candidates, `most` whose names have `word`.
+    Of candidates, `most` (for every number of bits) whose names have `word`, or any where none has it.
     """
     from mezzotint.kernels.triton.choice import device_of
     from mezzotint.kernels.triton.tuning import candidates, predicted, shipped
 
     units, plans, seen = torch.cuda.get_device_properties(0).multi_processor_count, [], set()
     known = shipped(device_of(torch.device("cuda", 0)).family)
-    for network, bits in ((n, b) for n in networks for b in bits_of):
+    for network, bits in ((n, b) for n in networks for b in most):
         for shape in NETWORKS[network]():
             problem = problem_of(shape, bits)
-            found = [c for c in candidates(problem, units, specialized=specialized) if word in f"{c.name} "][:most]
-            found += [known[problem.key]] if problem.key in known and known[problem.key] not in found else []
+            every, old = candidates(problem, units, specialized=specialized), known.get(problem.key)
+            found = ([c for c in every if word in f"{c.name} "] or every)[: most[bits]]
+            found += [old] if old and old not in found else []
             if (network, shape.name, problem.key) not in seen:
                 share = max(1, shape.count) * predicted(problem, found[0], units)
-                plans.append(Plan(network, shape, bits, problem.key, share, found))
+                plans.append(Plan(network, shape, bits, problem.key, share, found, old))
             seen.add((network, shape.name, problem.key))
     return sorted(plans, key=lambda plan: -plan.share)
 
@@ -129,37 +138,99 @@ def report_sums(plans: list[Plan]) -> None:
         timed = [plan for plan in of if plan.times]
         fast = sum(plan.shape.count * next(iter(plan.times.values())) for plan in timed) / 1e3
         first = sum(plan.shape.count * plan.times.get(plan.configs[0], 0.0) for plan in timed) / 1e3
-        line = f"{network} w{bits}: {len(timed)} of {len(of)} products, {fast:.2f} ms of a step (untuned {first:.2f})"
+        line = f"{network} w{bits}: {len(timed)} of {len(of)} products, {fast:.2f} ms of a step (untuned {first:.2f}"
+        if all(plan.shipped in plan.times for plan in timed):
+            line += f", shipped {sum(plan.shape.count * plan.times[plan.shipped] for plan in timed) / 1e3:.2f}"
+        line += ")"
         both = [plan for plan in timed if plan.float_us]
         slow = sum(plan.shape.count * plan.float_us for plan in both) / 1e3
         same = sum(plan.shape.count * next(iter(plan.times.values())) for plan in both) / 1e3
         print(f"{line}; {len(both)} of them {slow:.2f} ms in bf16, {same:.2f} in int8" if both else line, flush=True)
 
 
-def main() -> None:
+def time_integers(plans: list[Plan], left: Callable[[], float], save: Callable[[], None]) -> None:
+    """Times every plan while there is time, the longest first; `save` is called as it goes."""
+    compiled: list[str] = []
+
+    def listen(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            compiled.append(src.name)
+
+    knobs.compilation.listener = listen
+    start = time.monotonic()
+    print(f"timing begins at {time.strftime('%T')}, {left():.0f} s left", flush=True)
+    for number, plan in enumerate(plans):
+        if left() < 5:
+            break
+        if plan.usable:
+            before, already = time.monotonic(), len(compiled)
+            plan.times = time_int(plan.shape, plan.bits, plan.usable)
+            (config, best), *others = plan.times.items()
+            rest = "; ".join(f"{c.name} {us:.0f}" for c, us in others[:2])
+            took = f"{time.monotonic() - before:.2f} s"
+            if len(compiled) > already:
+                took += f", {len(compiled) - already} kernels compiled"
+            untuned = plan.times.get(plan.configs[0], 0.0)
+            print(f"{plan.name}{untuned:8.1f}{best:8.1f} us {config.name} | {rest} ({took})", flush=True)
+        if number % 20 == 19:
+            save()
+    save()
+    knobs.compilation.listener = None
+    took = f"{time.monotonic() - start:.1f} s of timing"
+    print(f"timing ends at {time.strftime('%T')}: {took}, {len(compiled)} kernels compiled meanwhile", flush=True)
+
+
+def time_floats(plans: list[Plan], left: Callable[[], float]) -> None:
+    """Times the float side of every plan while there is time; what has the same shape is timed once."""
+    known: dict[Shape, float] = {}
+    for plan in plans:
+        if left() < 5:
+            break
+        before = time.monotonic()
+        if plan.shape not in known:
+            known[plan.shape] = time_float(plan.shape)
+        plan.float_us = known[plan.shape]
+        best = next(iter(plan.times.values()), float("nan"))
+        speed = f"{plan.float_us / best:5.2f}x {plan.shape.operations / best / 1e6:6.0f} T"
+        took = time.monotonic() - before
+        print(f"{plan.name}{plan.float_us:8.1f} us in bf16, {best:8.1f}: {speed} ({took:.1f} s)", flush=True)
+
+
+def options_of() -> argparse.Namespace:
+    """The command line; `most` says how many candidates there are for every number of bits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="square,sd16,sd2,cifar256", help="of " + ", ".join(NETWORKS))
     parser.add_argument("--bits", default="8", help="weight bits, 8 or 4, or both")
-    parser.add_argument("--candidates", type=int, default=9, help="configurations of each shape, the likeliest first")
+    parser.add_argument("--candidates", default="9", help="configurations of a shape, or one number for each of --bits")
     parser.add_argument("--only", default="", metavar="WORD", help="only candidates with WORD in the name, ' t '")
     parser.add_argument("--seconds", type=float, default=480, help="for everything")
     parser.add_argument("--processes", type=int, default=14, help="that compile")
     parser.add_argument("--specialized", action="store_true", help="the kernel of specialized warps too (experimental)")
     parser.add_argument("--skip-small", action="store_true", help="no checks of small awkward shapes")
+    parser.add_argument("--skip-float", action="store_true", help="no timing of the float side")
     parser.add_argument("--norms", action="store_true", help="the steps between products too, last")
     parser.add_argument("--before-timing", metavar="CMD", help="shell command between compiling and timing")
     parser.add_argument("--table", type=Path, help="add the best of each shape to this configurations.json")
     parser.add_argument("--json", required=True, type=Path, help="file to write")
     options = parser.parse_args()
+    bits_of, most = ([int(n) for n in text.split(",")] for text in (options.bits, options.candidates))
+    if len(most) not in (1, len(bits_of)):
+        parser.error(f"--candidates has one number, or as many as --bits {options.bits}; got {options.candidates}")
+    options.most = dict(zip(bits_of, most * len(bits_of) if len(most) == 1 else most, strict=True))
+    return options
+
+
+def main() -> None:
+    options = options_of()
     start = time.monotonic()
     left = lambda: options.seconds - (time.monotonic() - start)  # noqa: E731
     torch.backends.cudnn.benchmark = True
-    bits_of, specialized = [int(b) for b in options.bits.split(",")], options.specialized
+    bits_of, specialized = list(options.most), options.specialized
     if specialized:  # it may hang: then leave it out of what follows
         first = tried([(SMALL[0], c, tuple(bits_of)) for c in small_configs()[:2]], 2, 90)
         specialized = set(first.values()) == {"equal"}
         print("specialized, tried first:", first, f"{time.monotonic() - start:.0f} s", flush=True)
-    plans = plans_of(options.networks.split(","), bits_of, options.candidates, options.only, specialized)
+    plans = plans_of(options.networks.split(","), options.most, options.only, specialized)
     fine = [c for c in small_configs() if c.kernel != "specialized" or specialized]
     report = check(plans, [] if options.skip_small else fine, bits_of, options.processes, left() * 0.6)
     if options.before_timing:
@@ -173,34 +244,14 @@ def main() -> None:
         if options.table:
             add_to_table(options.table, found["configurations"][report["device"]])
 
-    for number, plan in enumerate(plans):
-        if left() < 5:
-            break
-        if plan.usable:
-            before = time.monotonic()
-            plan.times = time_int(plan.shape, plan.bits, plan.usable)
-            (config, best), *others = plan.times.items()
-            rest = "; ".join(f"{c.name} {us:.0f}" for c, us in others[:2])
-            untuned = plan.times.get(plan.configs[0], 0.0)
-            took = time.monotonic() - before
-            print(f"{plan.name}{untuned:8.1f}{best:8.1f} us {config.name} | {rest} ({took:.1f} s)", flush=True)
-        if number % 10 == 9:
-            save()
-    save()
+    time_integers(plans, left, save)
     report_sums(plans)
-    for plan in plans:
-        if left() < 5:
-            break
-        before = time.monotonic()
-        plan.float_us = time_float(plan.shape)
-        best = next(iter(plan.times.values()), float("nan"))
-        speed = f"{plan.float_us / best:5.2f}x {plan.shape.operations / best / 1e6:6.0f} T"
-        took = time.monotonic() - before
-        print(f"{plan.name}{plan.float_us:8.1f} us in bf16, {best:8.1f}: {speed} ({took:.1f} s)", flush=True)
+    if not options.skip_float:
+        time_floats(plans, left)
+        report_sums(plans)
     if options.norms and left() > 20:
         report["norms"] = [row for batch in (16, 2) for row in time_norms(batch)]
     save()
-    report_sums(plans)
 
 
 if __name__ == "__main__":

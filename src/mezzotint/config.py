@@ -77,9 +77,6 @@ class ReconstructionConfig(_Frozen):
         None, description="None learns rounding and steps together; else weights first, with float activations"
     )
     layer_weight: float = Field(0.8, ge=0, description="gamma: weight of the inner layers' losses")
-    level_weight: float = Field(
-        0.0, ge=0, description="weight of a block's squared mean error, which samplers pile up; 0 as in the paper"
-    )
     inner_layers: Literal["declared", "registered"] = Field(
         "declared", description="'registered': all but the layer that the released code registers last"
     )

@@ -5,10 +5,13 @@ In a process of its own: Triton decides when it is imported whether it interpret
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +41,26 @@ def test_what_triton_compiles_ahead_of_time(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
     cases = [Path(__file__).with_name(name) for name in ("shared_cases.py", "int_compiled_cases.py")]
     run(cases, {"TRITON_CACHE_DIR": str(tmp_path)}, "")
+
+
+def test_kernels_are_found_again_in_whatever_order_they_are_asked_for() -> None:
+    """What Triton keeps a compiled kernel by; a process that asks in another order must not compile again."""
+    pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
+    from triton.runtime.jit import JITFunction
+
+    import mezzotint.kernels.triton as package
+
+    names = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    members = [member for name in names for member in vars(importlib.import_module(name)).values()]
+    functions = list({id(member): member for member in members if isinstance(member, JITFunction)}.values())
+
+    def keys(order: list[JITFunction[Any]]) -> dict[int, str]:
+        for function in order:
+            function.hash, function.used_global_vals = None, {}
+        return {id(function): function.cache_key for function in order}
+
+    assert len(functions) > 20
+    assert keys(functions) == keys(functions[::-1])
 
 
 def run(cases: list[Path], more: dict[str, str], chosen: str) -> None:

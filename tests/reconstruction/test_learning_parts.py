@@ -17,7 +17,7 @@ from mezzotint.layers.activation import ActivationQuantizer
 from mezzotint.layers.simulated import FakeQuantConv2d, FakeQuantLinear, SimulatedLayer
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.reconstruction.checkpoints import Checkpoints, grid_state, load_grid_state_
-from mezzotint.reconstruction.losses import level_loss, lp_loss, random_signs
+from mezzotint.reconstruction.losses import lp_loss, random_signs
 from mezzotint.reconstruction.rounding import LearnedRounding
 from mezzotint.reconstruction.steps import LearnedStep
 
@@ -99,23 +99,6 @@ def test_losses_of_pictures_and_tokens_are_on_one_scale() -> None:
     tokens = [x.flatten(2).transpose(1, 2) for x in (a, b)]
     assert_close(lp_loss(a, b), lp_loss(*tokens))
     assert_close(lp_loss(a, b, torch.full_like(a, 3.0)), 3 * lp_loss(a, b))
-
-
-def test_the_level_loss_sees_what_is_the_same_everywhere_and_nothing_else() -> None:
-    target, noise = torch.randn(6, 8, 4, 4), torch.randn(6, 8, 4, 4)
-    ripple = noise - noise.mean((2, 3), keepdim=True)
-    assert level_loss(target + ripple, target) < 1e-10
-    shift = torch.randn(6, 8, 1, 1)  # of every row and channel
-    assert_close(level_loss(target + ripple + shift, target), 16 * lp_loss(target + shift, target))
-    tokens = [x.flatten(2).transpose(1, 2) for x in (target + noise, target)]
-    assert_close(level_loss(*tokens), level_loss(target + noise, target))
-
-
-def test_the_level_loss_is_the_squared_error_where_there_is_nothing_to_average() -> None:
-    white = torch.randn(400, 8, 6, 6)
-    assert_close(level_loss(white, torch.zeros_like(white)), lp_loss(white, torch.zeros_like(white)), rtol=0.1, atol=0)
-    vectors = torch.randn(5, 8), torch.randn(5, 8)
-    assert_close(level_loss(*vectors), lp_loss(*vectors))
 
 
 def test_random_signs_are_signs_and_repeat_with_the_seed() -> None:

@@ -226,7 +226,7 @@ class _Trainer:
             with torch.no_grad():
                 shown = call(simulated, inputs)
             output = shown + (output - output.detach())  # this value, the other's gradient
-        loss = self._lp(output, self.target, self.weight) + self.problem.level_term(output, self.target)
+        loss = self._lp(output, self.target, self.weight)
         if self.inner:
             if options.separate_layer_pass:
                 with outputs_of(simulated, self.inner) as quantized:

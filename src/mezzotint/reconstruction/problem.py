@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mezzotint.layers.activation import ActivationQuantizer
 from mezzotint.layers.simulated import SimulatedLayer
 from mezzotint.models.units import Unit
-from mezzotint.reconstruction.losses import feature_axis, level_loss, lp_loss
+from mezzotint.reconstruction.losses import feature_axis, lp_loss
 from mezzotint.reconstruction.store import RowStore, RowTensor
 from mezzotint.reconstruction.walk import Call, Place, Walker
 
@@ -29,7 +29,6 @@ class UnitProblem:
         target: rows of the float unit's output.
         owned: the inputs that are kept for this unit alone; the others belong to earlier units or to the conditions.
         weight: rows of the Fisher weights of the output, or None.
-        level_weight: lambda, of the level term in the block loss.
     """
 
     unit: Unit
@@ -42,7 +41,6 @@ class UnitProblem:
     n_rows: int
     owned: list[RowTensor]
     weight: RowTensor | None = None
-    level_weight: float = 0.0
     layers: dict[str, SimulatedLayer] = field(default_factory=dict)
     grids: dict[str, ActivationQuantizer] = field(default_factory=dict)
 
@@ -57,10 +55,6 @@ class UnitProblem:
         """Output of the simulated unit on the quantized inputs."""
         return self.call(self.simulated, {k: v.read(rows) for k, v in self.quantized_inputs.items()})
 
-    def level_term(self, output: Tensor, target: Tensor) -> Tensor:
-        """What the block loss of a batch has beside the squared errors: the weighted level loss."""
-        return self.level_weight * level_loss(output, target) if self.level_weight else output.new_zeros(())
-
     @torch.no_grad()
     def block_loss(self, batch: int, output: RowTensor | None = None) -> float:
         """Mean block loss over all rows on the quantized inputs, no dropping: what is deployed.
@@ -74,9 +68,7 @@ class UnitProblem:
             made = self.run(rows)
             if output is not None:
                 output.write(rows, made)
-            target = self.target.read(rows)
-            loss = lp_loss(made, target, weight) + self.level_term(made, target)
-            total += loss.double() * (rows.stop - rows.start)
+            total += lp_loss(made, self.target.read(rows), weight).double() * (rows.stop - rows.start)
         return float(total) / self.n_rows
 
     @torch.no_grad()

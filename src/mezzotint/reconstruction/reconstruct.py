@@ -185,7 +185,6 @@ def _reconstruct_unit(
     """Learns one unit; `output` takes the rows of what it gives from now on."""
     started = time.perf_counter()
     seed, batch, options = config.seed + 1 + index, config.forward_batch, walk.options
-    problem.level_weight = options.level_weight
     if options.block_weighting == "fisher":
         problem.weight = fisher_weights(problem, float_walker, seed, store)
     nearest = grid_state(problem.simulated)

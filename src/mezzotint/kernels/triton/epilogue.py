@@ -7,6 +7,10 @@ bit for bit `kernels.reference.epilogue`. Division by the scale is exact as well
 
 at three instructions; a division operator takes about eight and a branch. Rounding to integers adds 1.5 * 2**23, as
 `kernels.codes`, and reads the bits: a conversion to int32 runs at an eighth of the rate of other instructions.
+
+Constants are literals or defaults of arguments. A global `tl.constexpr` is part of the name that Triton keeps a
+compiled kernel by, or is not, as the kernels of a process happen to be asked for in one order or another
+(triton-lang/triton#10494, mended after 3.6): then what another process compiled is compiled again.
 """
 
 from __future__ import annotations
@@ -15,9 +19,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-_MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2**23
-_MAGIC_BITS = tl.constexpr(0x4B400000)  # as an integer; of a sum near it, the difference is the rounded number
+_INTERPRETED = knobs.runtime.interpret
 
 
 @triton.jit
@@ -27,7 +29,8 @@ def quantized(y, step, inverse, zero_point, largest):
     q = tl.fma(tl.fma(-q, step, y), inverse, q)
     low = tl.cast(-zero_point, tl.float32)  # bounds are integers: clamping first gives the same code
     q = tl.minimum(tl.maximum(q, low), tl.cast(largest - zero_point, tl.float32))
-    return ((q + _MAGIC).to(tl.int32, bitcast=True) + (zero_point - 128 - _MAGIC_BITS)).to(tl.int8)
+    # 1.5 * 2**23 and its bits: of a sum near it, their difference is the rounded number
+    return ((q + 12582912.0).to(tl.int32, bitcast=True) + (zero_point - 128 - 0x4B400000)).to(tl.int8)
 
 
 @triton.jit
@@ -54,18 +57,18 @@ def silu(x):
 
 
 @triton.jit
-def power_of_2(x):
+def power_of_2(x, INTERPRETED: tl.constexpr = _INTERPRETED):
     """2**x to 2 units in the last place, 0 where that is subnormal."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return tl.exp2(x)
     else:
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
 
 
 @triton.jit
-def inverse_of(x):
+def inverse_of(x, INTERPRETED: tl.constexpr = _INTERPRETED):
     """1 / x to 1 unit in the last place, 0 of infinity."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return 1.0 / x
     else:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
@@ -140,14 +143,14 @@ def finish(
 
 
 @triton.jit
-def nibbles(packed, BN: tl.constexpr, BK: tl.constexpr):
+def nibbles(packed, BN: tl.constexpr, BK: tl.constexpr, INTERPRETED: tl.constexpr = _INTERPRETED):
     """int8 [BN, BK] from bytes [BN, BK/2], as `operands.pack_nibbles` stores them: 16 times the codes.
 
     A code in the upper half of its byte takes one or two instructions for four of them; sums are divided by 16 at
     their end, exactly. |16 w| <= 128, so the bound of the sums is that of 8 bits.
     """
     signed = packed.to(tl.int8, bitcast=True)
-    if _INTERPRETED:
+    if INTERPRETED:
         low, high = signed << 4, (signed >> 4) << 4
     else:
         low, high = tl.inline_asm_elementwise(
