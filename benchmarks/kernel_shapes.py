@@ -110,7 +110,7 @@ def operands(shape: Shape, bits: int, generator: torch.Generator) -> dict[str, A
     residual = torch.randn((*rows, shape.outputs), dtype=torch.bfloat16, **like) if shape.residual else None
     return {
         "x_q": torch.randint(-128, 128, (*x_shape, shape.channels), dtype=torch.int8, **like),
-        "weight": weight if bits == 8 else pack_nibbles(weight),
+        "weight": weight if bits == 8 else pack_nibbles(weight, shape.groups),
         "multiplier": torch.rand((groups, shape.outputs), **like) * 1e-4,
         "correction": torch.randint(-9999, 9999, (groups, 16, shape.outputs), dtype=torch.int32, **like),
         "bias": torch.randn(shape.outputs, **like),

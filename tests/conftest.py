@@ -31,6 +31,18 @@ def traceable() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure says at once which it is, and its last line why: a run that is cut short has told it.
+
+    Of several processes it is the one that hands out the tests that says so.
+    """
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        reason = report.longreprtext.strip().splitlines() or [""]
+        errors = [line for line in reason if line.startswith("E ")] or reason[-1:]
+        print(f"\n{report.when} of {report.nodeid} failed: {errors[0].removeprefix('E').strip()[:300]}", flush=True)
+
+
 def pytest_collectstart() -> None:
     """Imports of seconds: not for the process that only hands out the tests to others."""
     prepare()

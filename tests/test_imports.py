@@ -41,7 +41,9 @@ ALLOWED: dict[str, set[str]] = {
     "gpu": {"kernels", "layers"},
     "optimization": {"fusing", "gpu", "layers"},
     "speed": {"layers", "models"},
-    "benchmark": {"base", "calibration", "config", "evaluation", "manifest", "pipeline", "recipes", *NUMBERS, *DIFFUSION},
+    "benchmark": {"base", "calibration", "config", "evaluation", "manifest", "optimization", "pipeline", "recipes"}
+    | NUMBERS
+    | DIFFUSION,
     "pipeline": {"base", "calibration", "config", "manifest", "recipes", "reconstruction", *NUMBERS, *DIFFUSION},
 }
 ABOVE_ALL = {"top", "cli"}

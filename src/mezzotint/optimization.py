@@ -46,7 +46,9 @@ def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked", att
         weights: "packed" keeps the codes of the weights packed in memory and unpacks them in every call: the same
             output, less memory, much slower. On a CUDA device 4-bit weights always stay packed.
         attention: how q k^T and softmax(.) v are computed on a CUDA device: "bf16" in floats, or "int8" on codes, as
-            the model was calibrated. On a CPU they are always of codes.
+            the model was calibrated. "bf16" is the default because it is faster: on an H200 a step of Stable Diffusion
+            v1 took 23.5 ms with it and 28.6 with "int8" at batch 16, 4.8 and 5.6 at batch 2 (docs/LOG.md). On a CPU
+            they are always of codes.
 
     Raises:
         ModelError: no part of the pipeline is quantized.

@@ -7,6 +7,7 @@ record_trajectory -> select_samples -> prepare -> fit_ranges -> reconstruct -> c
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from mezzotint.reconstruction.time_block import reconstruct_time_layers, units_w
 from mezzotint.sampling.correction import correct_
 from mezzotint.sampling.schedulers import make_scheduler
 
+CALIBRATION_OPTIONS = ("sampler", "conditions", "condition_split", "selection", "seed", "forward_batch")
+
 
 @dataclass
 class Simulation:
@@ -52,11 +55,51 @@ class Simulation:
         network: float arithmetic on grid values; `to_integer` makes it compute with integers.
         plan: the grids by layer name.
         results: what `Manifest.results` records.
+        shared_seconds: of the seconds in `results`, those that an earlier run spent (`CalibrationCache`).
     """
 
     network: nn.Module
     plan: dict[str, LayerSpec]
     results: dict[str, Any] = field(default_factory=dict)
+    shared_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration set, what `Manifest.results` says of its selection, and the seconds that each phase took."""
+
+    rows: CalibrationSet
+    selection: dict[str, Any]
+    seconds: dict[str, float]
+
+
+class CalibrationCache:
+    """The last calibration sets of *one* float pipeline, for runs that differ in what they do with them.
+
+    A set depends on the options `CALIBRATION_OPTIONS` and the device, not on bits, ranges or reconstruction. A run that
+    finds its own here gives what it would have given, and reports the seconds of the run that made the set.
+
+    Args:
+        most: sets that are kept, in the memory of the host. The recipes select in four ways.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
+        self._kept: dict[str, Calibration] = {}
+
+    def find(self, config: QuantizeConfig, device: torch.device) -> Calibration | None:
+        """The set of a run with `config`, None if it is not here."""
+        return self._kept.get(self._key(config, device))
+
+    def keep(self, config: QuantizeConfig, device: torch.device, calibration: Calibration) -> None:
+        """Keeps a set, and lets the oldest go where there are too many."""
+        self._kept[self._key(config, device)] = calibration
+        while len(self._kept) > self.most:
+            del self._kept[next(iter(self._kept))]
+
+    def _key(self, config: QuantizeConfig, device: torch.device) -> str:
+        options = config.model_dump(mode="json", include=set(CALIBRATION_OPTIONS))
+        return json.dumps([options, str(device)], sort_keys=True)
 
 
 def quantize(
@@ -131,8 +174,13 @@ def simulate(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     resume_dir: str | Path | None = None,
+    calibration: CalibrationCache | None = None,
 ) -> Simulation:
-    """Calibrates a simulated copy of the pipeline's network; the pipeline is left as and where it was."""
+    """Calibrates a simulated copy of the pipeline's network; the pipeline is left as and where it was.
+
+    Args:
+        calibration: sets of earlier runs on the same pipeline; a new one is added.
+    """
     progress = progress or NullProgress()
     device = pick_device(device)
     floating = network_of(pipeline)
@@ -145,7 +193,7 @@ def simulate(
         checkpoints = Checkpoints(Path(resume_dir), fingerprint)
     floating.to(device)
     try:
-        return _simulate(pipeline, floating, config, device, progress, checkpoints)
+        return _simulate(pipeline, floating, config, device, progress, checkpoints, calibration)
     finally:
         floating.to(home)
 
@@ -157,10 +205,11 @@ def _simulate(
     device: torch.device,
     progress: Progress,
     checkpoints: Checkpoints,
+    shared: CalibrationCache | None,
 ) -> Simulation:
     clock = _Clock()
     with torch.no_grad():
-        rows, selection = _calibration_set(pipeline, config, device, progress, checkpoints, clock)
+        rows, selection = _calibration_set(pipeline, config, device, progress, checkpoints, clock, shared)
         inputs, apart = example_inputs(floating), config.time_layers == "apart"
         units = list_units(floating, *inputs)
         times = distinct_times(make_scheduler(pipeline, config.sampler).times)
@@ -184,7 +233,7 @@ def _simulate(
             noise = measure_noise(pipeline, simulated, config, device, progress)
         correct_(simulated, noise)
         results["noise_correction"] = noise.model_dump(mode="json")
-    return Simulation(simulated, plan, results)
+    return Simulation(simulated, plan, results, clock.shared)
 
 
 def _calibration_set(
@@ -194,18 +243,34 @@ def _calibration_set(
     progress: Progress,
     checkpoints: Checkpoints,
     clock: _Clock,
+    shared: CalibrationCache | None,
 ) -> tuple[CalibrationSet, dict[str, Any]]:
     saved, facts = checkpoints.load("calibration"), checkpoints.load_json("calibration")
     if saved is not None and facts is not None:
         return CalibrationSet.from_state(saved), facts
+    found = None if shared is None else shared.find(config, device)
+    if found is not None:
+        clock.seconds |= found.seconds
+        clock.shared = sum(found.seconds.values())
+    else:
+        found = _calibration(pipeline, config, device, progress, clock)
+        if shared is not None:
+            shared.keep(config, device, found)
+    checkpoints.save("calibration", found.rows.state(), found.selection)
+    return found.rows, found.selection
+
+
+def _calibration(
+    pipeline: DiffusionPipeline, config: QuantizeConfig, device: torch.device, progress: Progress, clock: _Clock
+) -> Calibration:
+    """Reads of `config` what `CALIBRATION_OPTIONS` names and nothing else."""
     with clock("record"):
         most = max(config.selection.calib_size, config.selection.pilot_size)
         conditions = calibration_conditions(pipeline, config, most)
         pilot = record_trajectory(pipeline, config, conditions, device, progress)
     with clock("select"):
         selection, rows = select_samples(pipeline, config, conditions, pilot, device, progress)
-    checkpoints.save("calibration", rows.state(), selection.to_dict())
-    return rows, selection.to_dict()
+    return Calibration(rows, selection.to_dict(), dict(clock.seconds))
 
 
 def _ranges(
@@ -225,10 +290,11 @@ def _ranges(
 
 
 class _Clock:
-    """Seconds by phase."""
+    """Seconds by phase; `shared` of them were spent by an earlier run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.shared = 0.0
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

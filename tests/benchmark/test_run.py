@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from benchmark_rows import make_row
 from families import tiny_ldm_class
 from mezzotint.benchmark import measure as measuring
 from mezzotint.benchmark.plan import Cell, Plan, list_cells
 from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Row, RowFile
-from mezzotint.benchmark.run import run_cells
+from mezzotint.benchmark.run import expected_seconds, run_cells
 from mezzotint.config import with_settings
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.cost import FixedCost
@@ -95,6 +96,18 @@ def test_no_cell_begins_that_would_not_end_in_time(tmp_path: Path, cells: list[C
     assert outcome.left == cells
     assert RowFile(tmp_path).planned() == [cell.key for cell in cells]
     assert not RowFile(tmp_path).read()
+
+
+def test_a_cell_is_expected_to_take_what_cells_like_it_took() -> None:
+    changes = {"iters": 400, "calib_size": 32}
+    nearest, ours = list_cells(Plan("emoji", ("nearest", "eda-dm"), samples=5000, changes=changes), "ddim")
+    made = [make_row("nearest", seconds={"calibrate": 3.0, "sample": 2.0})]
+    rows = [make_row(seconds={"calibrate": 30.0, "score": 1.0}), make_row(seconds={"calibrate": 70.0}, device="other")]
+    rows.append(make_row("nearest", seconds={"calibrate": 9.0}))
+    assert expected_seconds(nearest, made, rows, "TEST GPU") == 5.0
+    assert expected_seconds(ours, made, rows, "TEST GPU") == 31.0
+    assert expected_seconds(replace(ours, arithmetic="integer"), made, rows, "TEST GPU") == 5.0  # nothing is like it
+    assert expected_seconds(ours, [], [], "TEST GPU") == 0.0
 
 
 def test_wrong_scores_are_refused_before_anything_is_calibrated(tmp_path: Path, cells: list[Cell]) -> None:

@@ -54,6 +54,7 @@ def test_a_table_from_nothing(model: str, tmp_path: Path, capsys: pytest.Capture
         (["--set", "ranges.nrm=3"], "no option 'ranges.nrm'"),
         (["--seeds", "1,1"], "--seeds '1,1': 1 of them are named twice"),
         (["--metrics", "fdi"], "metrics: expected some of fid"),
+        (["--arithmetic", "bf16"], "arithmetic must be one of simulated, integer, got 'bf16'"),
         (["--labels", "3"], "--labels: DDIMPipeline is unconditional"),
         (["--merge", "nowhere"], "nowhere: holds no finished cell"),
         (["--reference", "nowhere", "--metrics", "fid"], "nowhere: no such reference"),
@@ -72,8 +73,20 @@ def test_a_finished_cell_on_one_line() -> None:
     row = make_row(scores=[{"name": "FID", "value": 9.5}], seconds={"calibrate": 30.4, "sample": 9.6, "compare": 1.0})
     assert summary(row) == (
         "emoji w4a8 eda-dm seed 1: SQNR 29.00 dB, PSNR pooled 24.50 mean 27.25 dB, FD 1.250, to training 70.500 "
-        "(70.000), FID 9.500; seconds: calibrate 30 sample 10 compare 1, 1.50 ms an iteration"
+        "(70.000), FID 9.500; 41 s: calibrate 30, draw 10, compare 1, 1.50 ms an iteration"
     )
+    seconds = {
+        "float images": 39.0,
+        "record": 3.0,
+        "select": 6.0,
+        "shared": 9.0,
+        "fit": 2.0,
+        "correct": 0.1,
+        "reconstruct": 15.0,
+    }
+    seconds |= {"calibrate": 26.0, "sample": 8.0, "sqnr": 2.0, "compare": 2.0, "score": 1.0}
+    told = "calibrate 26 (record 3, select 6, fit 2, reconstruct 15; shared 9), draw 8, sqnr 2, compare 2, score 1"
+    assert f"; 39 s: {told}, beside float images 39, 1.50 ms" in summary(make_row(seconds=seconds))
 
 
 def test_tables_of_two_machines_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from triton_cases import DEVICE
 from mezzotint.errors import KernelError
 from mezzotint.kernels.triton import attention, flash
 from mezzotint.kernels.triton.attention import exact_attention, flash_attention, flash_attention_codes, refuses
-from mezzotint.kernels.triton.flash import Tile, attend, pieces
+from mezzotint.kernels.triton.flash import Tile, attend, pieces, softmax
 
 GRID = (0.02, 100, 255)
 SHAPES = [
@@ -62,6 +62,25 @@ def test_large_scores_neither_overflow_nor_vanish() -> None:
     assert torch.isfinite(result).all()
     best = (q.float() @ k.float().mT).argmax(-1)[0]
     torch.testing.assert_close(result[0], v[0, best])
+
+
+@pytest.mark.parametrize("keys", [1, 5, 64, 150])
+def test_softmax_of_rows_is_that_of_torch(keys: int) -> None:
+    scores = torch.randn(3, 7, keys, device=DEVICE) * 50
+    expected = (0.3 * scores).softmax(-1)
+    torch.testing.assert_close(softmax(scores, 0.3, torch.float32), expected, atol=1e-6, rtol=1e-5)
+    assert softmax(scores, 0.3, torch.float16).dtype == torch.float16
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="torch has products with float32 results on GPUs only")
+@pytest.mark.parametrize("keys", [64, 150])
+def test_one_wide_head_is_three_steps(keys: int) -> None:
+    q, k, v = operands(2, 20, keys, 1, 384)
+    assert attention.is_wide(q, k, 1)
+    assert not attention.is_wide(q[..., :256], k, 1)
+    torch.testing.assert_close(
+        attention._on_gpu(q, k, v, 1, 0.05), exact_attention(q, k, v, 1, 0.05), atol=2e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("head", range(8, 257, 8))

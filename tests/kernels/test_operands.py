@@ -74,11 +74,13 @@ def test_one_sided_padding_equals_padding_first() -> None:
     assert torch.equal(y.movedim(-1, 1), reference.prepare_conv2d(part)(padded))
 
 
-def test_groups_of_a_split_shortcut_are_added_in_order() -> None:
-    parts = [weighted(weights((6, c, 1, 1), "random", c), z, False, c) for c, z in ((8, 3), (24, 250))]
+@pytest.mark.parametrize("bits", [8, 4])
+def test_groups_of_a_split_shortcut_are_added_in_order(bits: int) -> None:
+    size = 2 ** (bits - 1)
+    parts = [weighted(weights((6, c, 1, 1), "random", c, size), z, False, c) for c, z in ((8, 3), (24, 250))]
     bias = torch.linspace(-2, 2, 6)
     x_q = torch.randint(0, 256, (2, 32, 3, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    y = product(signed(x_q), conv2d_operand(parts, bias=bias), dtype=torch.float32)
+    y = product(signed(x_q), conv2d_operand(parts, bias=bias, bits=bits), dtype=torch.float32)
     own = [reference.prepare_conv2d(p)(x) for p, x in zip(parts, (x_q[:, :8], x_q[:, 8:]), strict=True)]
     assert torch.equal(y.movedim(-1, 1), own[0] + own[1] + bias.view(-1, 1, 1))
 
@@ -97,12 +99,20 @@ def test_codes_residual_and_geglu_follow_the_product() -> None:
 
 
 @EXAMPLES
-@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70)), seed=st.integers(0, 2**20))
-def test_nibbles_come_back(shape: tuple[int, int, int], seed: int) -> None:
-    weight = weights(shape, "random", seed, 8)
-    packed = pack_nibbles(weight)
-    assert packed.shape[2] == -(-shape[2] // 32) * 16
-    assert torch.equal(unpack_nibbles(packed, shape[2]), weight)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(2, 70)),
+    cut=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_nibbles_come_back(shape: tuple[int, int, int], cut: float, seed: int) -> None:
+    """A byte holds codes of one group only: each is packed as if it were alone."""
+    weight, first = weights(shape, "random", seed, 8), 1 + int(cut * (shape[2] - 2))
+    assert torch.equal(unpack_nibbles(pack_nibbles(weight), shape[2]), weight)
+    groups = (first, shape[2] - first)
+    packed = pack_nibbles(weight, groups)
+    assert packed.shape[2] == sum(-(-size // 32) * 16 for size in groups)
+    assert torch.equal(packed, torch.cat([pack_nibbles(part) for part in weight.split(groups, 2)], 2))
+    assert torch.equal(unpack_nibbles(packed, shape[2], groups), weight)
 
 
 def test_operators_are_traced_with_the_shapes_they_return() -> None:

@@ -18,7 +18,7 @@ import pytest
 CASES = [Path(__file__).with_name(f"{name}_cases.py") for name in ("triton", "norm", "flash", "int_attention")]
 QUICK = (
     "(accumulators and 24) or ties or packed or candidates or passed or tuned or halves or far_ahead or inside "
-    "or upsampled"
+    "or upsampled or timed or chooses or another"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 from mezzotint.errors import KernelError
+from mezzotint.gpu.compiling import compile_kernels
 from mezzotint.kernels.contract import Geometry, Weighted
 from mezzotint.kernels.triton import (
     Operand,
@@ -24,6 +26,7 @@ from mezzotint.kernels.triton import (
     linear_operand,
     tuning,
 )
+from mezzotint.kernels.triton.check import Check
 from mezzotint.kernels.triton.operands import pack_nibbles, unpack_nibbles
 from mezzotint.kernels.triton.tuning import (
     Config,
@@ -111,7 +114,7 @@ def call(
 
 
 def operand_weight(operand: Operand) -> torch.Tensor:
-    return unpack_nibbles(operand.weight, operand.channels) if operand.bits == 4 else operand.weight
+    return unpack_nibbles(operand.weight, operand.channels, operand.groups) if operand.bits == 4 else operand.weight
 
 
 def refused(config: Config, product: launch.Product) -> bool:
@@ -168,13 +171,23 @@ def test_geglu_differs_by_the_error_function_only(config: Config) -> None:
     assert difference.float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.kernel != "specialized" and not c.bn2 and c.splits == 1])
-def test_groups_of_a_split_shortcut_are_added_in_order(config: Config) -> None:
-    parts = [weighted(32, (64, 1, 1), 8, 3), weighted(32, (32, 1, 1), 8, 200)]
+GROUPED = [replace(c, splits=1) for c in CONFIGS if c.kernel != "specialized" and not c.bn2]
+
+
+@pytest.mark.parametrize("config", GROUPED, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("bits", "sizes"),
+    [(8, (64, 32)), pytest.param(4, (64, 32), id="packed 64+32"), pytest.param(4, (80, 48), id="packed 80+48")],
+)
+def test_groups_of_a_split_shortcut_are_added_in_order(bits: int, sizes: tuple[int, int], config: Config) -> None:
+    """Also where the first group ends in a run of 32 channels whose 4-bit weights lie in shared bytes."""
+    parts = [weighted(32, (size, 1, 1), bits, zero) for size, zero in zip(sizes, (3, 200), strict=True)]
     parts = [Weighted(p.weight_q, p.multiplier, None, p.x_zero_point) for p in parts]
-    operand = conv2d_operand(parts, bias=torch.linspace(-1, 1, 32, device=DEVICE))
-    x_q = torch.randint(-128, 128, (2, 4, 4, 96), generator=generator(5)).to(DEVICE, torch.int8)
+    operand = conv2d_operand(parts, bias=torch.linspace(-1, 1, 32, device=DEVICE), bits=bits)
+    x_q = torch.randint(-128, 128, (2, 4, 4, sum(sizes)), generator=generator(5)).to(DEVICE, torch.int8)
     product, expected = call(x_q, operand)
+    if refused(config, product):
+        pytest.skip("not this kernel's")
     launch.run(product, config)
     assert torch.equal(product.out, expected)
 
@@ -269,23 +282,34 @@ class Tries:
             raise OutOfResources(245824, 232448, "shared memory")
 
 
+def right(config: Config) -> None:
+    """Nothing is wrong with any."""
+
+
 def test_what_does_not_fit_is_passed_over_and_remembered() -> None:
     problem, place = replace(problems()[0], width=16383, out_width=16383), torch.device("cpu")
     attempt = Tries(refuses=2)
-    assert choice.launch_best(problem, place, attempt) == attempt.tried[2]
+    assert choice.launch_best(problem, place, attempt, right) == attempt.tried[2]
     again = Tries()
-    assert choice.launch_best(problem, place, again) == attempt.tried[2]
+    assert choice.launch_best(problem, place, again, right) == attempt.tried[2]
     assert len(again.tried) == 1
     with pytest.raises(KernelError, match="no configuration fits cpu; tried tiled"):
-        choice.launch_best(replace(problem, width=5, out_width=5), place, Tries(refuses=10**6))
+        choice.launch_best(replace(problem, width=5, out_width=5), place, Tries(refuses=10**6), right)
 
 
-def test_an_unknown_shape_is_tuned_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    problem, place = replace(problems()[0], width=777, out_width=777), torch.device("cpu")
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Problem]:
+    """A problem that no table knows, on a device that can measure."""
     monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path))
     monkeypatch.setattr(choice, "_can_measure", lambda place: True)
     monkeypatch.setattr(choice, "_CHOSEN", {})
     tuning.cached.cache_clear()
+    yield replace(problems()[0], width=777, out_width=777)
+    tuning.cached.cache_clear()
+
+
+def test_an_unknown_shape_is_tuned_once_and_kept(tuned: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, place = tuned, torch.device("cpu")
     order = candidates(problem, 4)
     measured: list[Config] = []
 
@@ -296,11 +320,65 @@ def test_an_unknown_shape_is_tuned_once_and_kept(monkeypatch: pytest.MonkeyPatch
 
     fastest = choice.fastest
     monkeypatch.setattr(choice, "fastest", lambda configs, attempt: fastest(configs, attempt, bench))
-    best = choice.launch_best(problem, place, Tries())
+    best = choice.launch_best(problem, place, Tries(), right)
     assert measured == order[: choice.TRIED]
     assert best == measured[-1]
     monkeypatch.setattr(choice, "_CHOSEN", {})
     tuning.cached.cache_clear()
-    assert choice.launch_best(problem, place, Tries()) == best
+    assert choice.launch_best(problem, place, Tries(), right) == best
     assert len(measured) == choice.TRIED
-    tuning.cached.cache_clear()
+
+
+def test_what_computes_something_else_is_not_timed(
+    tuned: Problem, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    order, timed = candidates(tuned, 4), []
+
+    def first(configs: list[Config], attempt: Any) -> Config:
+        timed.extend(configs)
+        return configs[0]
+
+    monkeypatch.setattr(choice, "fastest", first)
+    wrong = order[: choice.TRIED + 1]
+    best = choice.launch_best(tuned, torch.device("cpu"), Tries(), lambda c: "all differ" if c in wrong else None)
+    assert timed == [best] == [order[choice.TRIED + 1]]
+    assert len(caplog.records) == choice.TRIED + 1
+    assert f"{tuned.key}: {order[0].name} is not used on cpu: all differ" in caplog.text
+    other = replace(tuned, width=778, out_width=778)
+    with pytest.raises(KernelError, match="no configuration computes it on cpu, the last: all differ"):
+        choice.launch_best(other, torch.device("cpu"), Tries(), lambda config: "all differ")
+
+
+def test_what_only_compiles_chooses_nothing(tuned: Problem) -> None:
+    """All that tuning will try is asked for; what did not run was not compared, timed or kept."""
+    attempt = Tries()
+    wrong = lambda config: pytest.fail("nothing ran")  # noqa: E731
+    compile_kernels(lambda: choice.launch_best(tuned, torch.device("cpu"), attempt, wrong), threads=1)
+    assert attempt.tried == candidates(tuned, 4)[: choice.TRIED]
+    assert not choice._CHOSEN
+    assert not tuning.cached("cpu")
+
+
+@pytest.mark.parametrize("kind", ["float", "codes", "geglu"])
+@pytest.mark.parametrize("window", [True, False])
+def test_a_result_is_checked_at_its_ends_and_against_another(window: bool, kind: str) -> None:
+    if window and kind == "geglu":
+        pytest.skip("GEGLU follows linear layers")
+    x_q, operand = convolution((3, 4, 4, 16, 16, 3, 1, 8))
+    if not window:
+        x_q = torch.randint(-128, 128, (3, 90, 32), generator=generator(2)).to(DEVICE, torch.int8)
+        operand = linear_operand([weighted(16, (32,), 8, 9)], geglu=kind == "geglu")
+    product, expected = call(x_q, operand, torch.float32 if kind == "float" else torch.int8, kind)
+    written = {16: expected.clone(), 32: expected.clone(), 64: expected.clone(), 128: expected.clone()}
+    written[16][-1, -1] = 3  # nothing that compares with it yet
+    written[64][1, 2] = 3  # in the middle, where exact arithmetic does not look
+
+    def write(call: launch.Product, config: Config) -> None:
+        call.out.copy_(written[config.bm])
+
+    check = Check(product, write)
+    outcomes = [check(Config("tiled", bm, 64, 64)) for bm in written]
+    assert "exact arithmetic" in str(outcomes[0])
+    assert "of another" in str(outcomes[2])
+    assert outcomes[1] is outcomes[3] is None
+    assert "exact arithmetic" in str(Check(product, lambda call, config: None)(Config("tiled", 16, 64, 64)))

@@ -62,3 +62,8 @@ def test_a_network_that_waits_for_the_gpu_is_called_step_by_step(caplog: pytest.
     for t in range(4):
         assert float(replayed(x_t, t).mean()) == t
     assert "step by step" in caplog.text
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.manual_seed(7)
+    drawn = torch.randn(5, device="cuda")  # a capture that failed has ended for the generator too
+    torch.manual_seed(7)
+    assert torch.equal(torch.randn(5, device="cuda"), drawn)

@@ -2,6 +2,7 @@
 
 plan        which cells there are: recipes x bits x seeds, every difference from the released code, every ablation
 rows        what a finished cell is, and the file it is kept in
+bench       what all cells of a run share: the float model and its images, scores, calibration sets
 measure     one cell: calibrate, draw, compare with the float model
 run         the cells one after the other; finished ones are not run again
 merging     tables of several machines as one

@@ -1,19 +1,27 @@
 """One cell: calibrate, draw the images of the float model's seeds, compare.
 
 Every cell of a table draws the images n = 0 ... samples - 1 from the seeds n with the prompts or classes n of the
-evaluation split, with the *simulated* network: float arithmetic on grid values, what the integer network computes up to
-the last bits of a float32 sum. The float model's images are drawn once for each sampler. Bytes and bit operations are
-those of the integer network that the cell's plan of layers makes; how fast that is, a simulation cannot say.
+evaluation split. Its arithmetic says what draws them:
+
+    simulated    float arithmetic on grid values: what the integer network computes, up to the last bits of a float32
+                 sum, on any device
+    integer      the integer network as it is deployed, prepared by `optimize`: on a GPU one CUDA graph of int8
+                 products with bfloat16 between them and in attention, on a CPU the fused kernels. A network that
+                 cannot be prepared is simulated instead; the log and the row say so.
+
+SQNR is that of the simulated network in both cases, so that it means the same everywhere. Bytes and bit operations are
+those of the integer network that the cell's plan of layers makes; how fast that is, `mezzotint bench` says.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import gc
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,127 +30,48 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from mezzotint.base import base_info
+from mezzotint.benchmark.bench import Bench, digest, slug
 from mezzotint.benchmark.plan import Cell
-from mezzotint.benchmark.rows import IMAGES, USUAL_SOURCE, Row, Sheets, Told
-from mezzotint.benchmark.scoring import Scorer, find_reference, usual_metrics
+from mezzotint.benchmark.rows import IMAGES, Row, Sheets
 from mezzotint.calibration.parts import quantize_parts
-from mezzotint.evaluation.cost import count_macs, device_name, fixed_cost
-from mezzotint.evaluation.drawing import repeated
+from mezzotint.errors import KernelError, ModelError
+from mezzotint.evaluation.cost import device_name, fixed_cost
 from mezzotint.evaluation.evaluate import compare_pairs, compare_sets
 from mezzotint.evaluation.features import basis_for, train_statistics
 from mezzotint.evaluation.layers import LAYER_STEPS, LAYER_TRAJECTORIES, LayerSqnr, layer_sqnr
 from mezzotint.evaluation.pictures import contact_sheet, write_png
 from mezzotint.evaluation.result import Versions
 from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sampler_sqnr, mean_sqnr, measured_steps
-from mezzotint.manifest import BaseInfo
-from mezzotint.models.conditioning import Inputs, condition_inputs, encode_conditions
+from mezzotint.layers.swap import to_integer
 from mezzotint.models.conditions import Conditions
-from mezzotint.models.denoiser import example_inputs, network_of, sample_shape
+from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.models.families import model_folder
+from mezzotint.optimization import optimize
 from mezzotint.pipeline import Simulation, simulate, with_network
 from mezzotint.progress import Progress
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.guidance import is_guided
 from mezzotint.sampling.schedulers import make_scheduler
-from mezzotint.sampling.trajectory import sample
 
 SQNR_TRAJECTORIES = 64
+GPU_ATTENTION = "bf16"  # what `optimize` does there unless told otherwise
 
-
-@dataclass
-class Bench:
-    """What all cells of a run share.
-
-    Attributes:
-        pipeline: the float model, on `device`.
-        folder: of the table; pictures go to its folder `images`.
-        inputs, told, conditions: prompts or classes, what a row says of them, and a row for each image; None for
-            unconditional models.
-        macs: multiply-accumulates of one call for one image, by layer.
-        references: the float model's images by the sampler that drew them.
-    """
-
-    pipeline: DiffusionPipeline
-    folder: Path
-    samples: int
-    device: str
-    batch_size: int
-    scorer: Scorer
-    base: BaseInfo
-    inputs: list[Any] | None
-    told: Told | None
-    conditions: Conditions | None
-    macs: dict[str, int]
-    references: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        pipeline: DiffusionPipeline,
-        folder: Path,
-        *,
-        samples: int,
-        device: str,
-        batch_size: int,
-        metrics: Sequence[str] | None = (),
-        reference: str | None = None,
-        inputs: Inputs | None = None,
-        source: str = USUAL_SOURCE,
-    ) -> Bench:
-        """Moves the pipeline to the device and encodes what it is to draw.
-
-        Args:
-            inputs: prompts or classes, begun again where there are fewer than images; None is the evaluation split.
-            source: where they come from, in words for the rows.
-            metrics: distribution scores to take; None is `usual_metrics`.
-            reference: what they compare with; None is `find_reference`.
-        """
-        base = base_info(pipeline)
-        pipeline.to(device)
-        given = condition_inputs(pipeline, "evaluation", samples) if inputs is None else repeated(inputs, samples)
-        conditions = encode_conditions(pipeline, given)
-        scorer = Scorer(
-            metrics=usual_metrics(pipeline) if metrics is None else tuple(metrics),
-            reference=find_reference(pipeline, reference),
-            captions=None if conditions is None else conditions.labels,
-            device=device,
-            batch_size=batch_size,
-        )
-        scorer.check(samples)
-        told = None if conditions is None else told_of(conditions.labels, source)
-        network = network_of(pipeline)
-        macs = count_macs(network, *example_inputs(network))
-        return cls(pipeline, folder, samples, device, batch_size, scorer, base, given, told, conditions, macs)
-
-    def images(self, pipeline: DiffusionPipeline, sampler: SamplerConfig) -> Tensor:
-        """Images [N, C, H, W] of all seeds, on the CPU. A pipeline with a text encoder of its own encodes with it."""
-        own = pipeline.components.get("text_encoder") is not self.pipeline.components.get("text_encoder")
-        conditions = encode_conditions(pipeline, self.inputs) if own else self.conditions
-        drawing: dict[str, Any] = {"conditions": conditions, "device": self.device}
-        return sample(pipeline, list(range(self.samples)), sampler=sampler, batch_size=self.batch_size, **drawing)
-
-    def reference(self, sampler: SamplerConfig) -> Tensor:
-        """The float model's images; drawn at the first call with this sampler."""
-        key = sampler.model_dump_json()
-        if key not in self.references:
-            self.references[key] = self.images(self.pipeline, sampler)
-        return self.references[key]
+logger = logging.getLogger("mezzotint")
 
 
 def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | None) -> Row:
     """The finished row of a cell; checkpoints of its calibration are kept in `resume_dir`."""
     clock, sampler = Clock(), cell.config.sampler
-    reference = bench.reference(sampler)
+    with clock("float images"):
+        reference = bench.reference(sampler)
     with clock("calibrate"):
-        simulation = simulate(
-            bench.pipeline, cell.config, device=bench.device, progress=progress, resume_dir=resume_dir
-        )
+        running: dict[str, Any] = {"device": bench.device, "progress": progress, "resume_dir": resume_dir}
+        simulation = simulate(bench.pipeline, cell.config, calibration=bench.calibration, **running)
         parts = quantize_parts(bench.pipeline, cell.config, torch.device(bench.device), progress)
     others = {name: part.network.to(bench.device) for name, part in parts.items()}
     quantized = with_network(bench.pipeline, simulation.network, **others)
     with clock("sample"):
-        images = bench.images(quantized, sampler)
+        images, drawn = draw(bench, cell, quantized)
     with clock("sqnr"):
         steps, layers = step_errors(bench, simulation.network, sampler)
     with clock("compare"):
@@ -150,8 +79,9 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
     with clock("score"):
         figures |= bench.scorer.score(images, reference, sampler.model_dump_json())
     units = simulation.results["units"]
+    clock.add_shared(simulation.shared_seconds)
     return Row(
-        **cell.key,
+        **{**cell.key, **drawn},
         kind=cell.kind,
         note=cell.note,
         sqnr_db=mean_sqnr(steps),
@@ -175,6 +105,36 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
         versions=Versions.here(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def draw(bench: Bench, cell: Cell, quantized: DiffusionPipeline) -> tuple[Tensor, dict[str, str]]:
+    """The images [N, C, H, W] of a cell, and the fields of its row that say what drew them.
+
+    Args:
+        quantized: its denoiser simulates, its other parts are on integers where the cell quantizes them.
+    """
+    sampler, refused = cell.config.sampler, ""
+    if cell.arithmetic == "integer":
+        try:
+            images = bench.images(_on_integers(quantized), sampler)
+        except (ModelError, KernelError) as error:
+            refused = str(error)
+            logger.warning("%s: drawn by the simulated network: %s", cell.label, refused)
+        gc.collect()  # an optimized network and what calls it hold each other
+        torch.cuda.empty_cache()
+        if not refused:
+            attention = GPU_ATTENTION if torch.device(bench.device).type == "cuda" else "int8"
+            return images, {"arithmetic": "integer", "attention": attention}
+    return bench.images(quantized, sampler), {"arithmetic": "simulated", "refused": refused}
+
+
+def _on_integers(quantized: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline whose denoiser, too, computes with integers, prepared as for users; `quantized` still simulates."""
+    simulated = network_of(quantized)
+    integer = to_integer(copy.deepcopy(simulated).cpu()).to(device_of(simulated))  # packed where artifacts are
+    pipeline = with_network(quantized, integer)
+    optimized: DiffusionPipeline = optimize(pipeline, attention=GPU_ATTENTION)
+    return optimized
 
 
 def step_errors(bench: Bench, network: nn.Module, sampler: SamplerConfig) -> tuple[list[StepSqnr], list[LayerSqnr]]:
@@ -262,26 +222,10 @@ def save_sheets(bench: Bench, cell: Cell, reference: Tensor, images: Tensor) -> 
     )
 
 
-def told_of(labels: Sequence[str], source: str) -> Told:
-    """What a row says of its prompts or classes."""
-    lines = "\n".join(labels).encode()
-    return Told(source=source, count=len(set(labels)), sha256=hashlib.sha256(lines).hexdigest())
-
-
 def calls_of_an_image(sampler: SamplerConfig, conditions: Conditions | None) -> int:
     """Rows that the network sees for one image: a step each, PLMS one more, with guidance twice as many."""
     calls = sampler.steps + (1 if sampler.kind == "plms" else 0)
     return 2 * calls if is_guided(conditions, sampler.guidance_scale) else calls
-
-
-def digest(text: str) -> str:
-    """Twelve digits by which two texts are told apart."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def slug(words: str) -> str:
-    """A file name of lower-case letters, digits and hyphens."""
-    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
 
 
 def finite(data: Any) -> Any:
@@ -304,3 +248,9 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[part] = time.perf_counter() - start
+
+    def add_shared(self, seconds: float) -> None:
+        """Counts what an earlier cell spent on the calibration set that this one shares as if it had been its own."""
+        if seconds:
+            self.seconds["calibrate"] += seconds
+            self.seconds["shared"] = seconds

@@ -30,7 +30,6 @@ from mezzotint.evaluation.report import SMALL_IMAGE
 TEMPLATE = "benchmark.html.j2"
 PLATE_SIDE = 3  # images in a row of the picture at the top
 WORST_LAYERS = 5  # of each recipe
-PARTS = ("calibrate", "sample", "sqnr", "compare", "score")  # of a cell's time
 OUR_HUE = 3  # the look of our recipe's curves: the page's accent
 
 
@@ -83,17 +82,18 @@ def _plate(folder: Path, row: Row) -> dict[str, Any] | None:
 
 def _sheets(folder: Path, model: str, blocks: list[Block]) -> dict[str, Any] | None:
     """The contact sheets of a model: of the float model first, then of each recipe and bit setting."""
-    pictured = [line for block in blocks for line in block.lines if line.first.sheets is not None]
+    shown = [(block.setting, line) for block in blocks for line in block.lines if line.first.sheets is not None]
+    pictured = [line for _, line in shown]
     if not pictured:
         return None
     found: dict[str, str] = {}
-    for line in pictured:
+    for setting, line in shown:
         row = line.first
         assert row.sheets is not None
         steps = f", {row.config['sampler']['steps']} steps"
         several = len({other.first.config["sampler"]["steps"] for other in pictured}) > 1
         found.setdefault(f"float{steps if several else ''}", row.sheets.float_images)
-        found[f"{row.bits.upper()} {line.name}"] = row.sheets.quantized_images
+        found[f"{', '.join(filter(None, (row.bits.upper(), setting)))} {line.name}"] = row.sheets.quantized_images
     first = pictured[0].first.sheets
     assert first is not None
     with _picture(folder / first.float_images) as sheet:
@@ -187,9 +187,9 @@ def _configs(featured: Row, rows: Sequence[Row]) -> dict[str, Any]:
 def _cell(row: Row) -> list[str]:
     """Where the figures of a row come from, as the fields of a table."""
     variant = f" ({row.variant})" if row.variant else ""
-    seconds = number_text(sum(row.seconds.get(part, 0.0) for part in PARTS), 0)
+    seconds = number_text(row.elapsed, 0)
     return [
-        f"{row.model} {row.bits.upper()} {row.recipe}{variant}",
+        f"{row.model} {row.bits.upper()} {row.recipe}{variant}{', integer' if row.arithmetic == 'integer' else ''}",
         str(row.seed),
         row.created or "–",
         row.device,

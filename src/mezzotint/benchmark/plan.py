@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mezzotint.config import QuantizeConfig, with_settings
 from mezzotint.errors import ConfigError
@@ -23,6 +23,7 @@ from mezzotint.recipes.registry import make_config
 
 OURS, RELEASED = "eda-dm", "eda-dm-official"
 Kind = Literal["recipe", "difference", "ablation"]
+Arithmetic = Literal["simulated", "integer"]  # of the network that draws a cell's images, see `measure`
 # Options that change where and how fast a cell is computed, not what: cells that differ in these alone are the same.
 SPENDING = ("forward_batch", "cache_gb")
 
@@ -37,6 +38,7 @@ class Plan:
             `iters` counts only for recipes that learn.
         settings: options by their dotted names.
         variant: what rows with these settings are called; "" for the plain recipes.
+        arithmetic: of the networks that draw the images.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Plan:
     variant: str = ""
     differences: bool = False
     ablations: bool = False
+    arithmetic: Arithmetic = "simulated"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Cell:
     note: str
     samples: int
     config: QuantizeConfig
+    arithmetic: Arithmetic = "simulated"
 
     @property
     def key(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ class Cell:
             "samples": self.samples,
             "seed": config.seed,
             "variant": self.variant,
+            "arithmetic": self.arithmetic,
         }
 
     @property
@@ -87,6 +92,7 @@ class Cell:
 def label(key: Mapping[str, Any]) -> str:
     """The cell on one line."""
     words = [str(key[name]) for name in ("model", "bits", "recipe")] + [f"seed {key['seed']}"]
+    words += ["integer"] if key["arithmetic"] == "integer" else []
     return " ".join(words + ([f"({key['variant']})"] if key["variant"] else []))
 
 
@@ -107,6 +113,14 @@ def list_cells(plan: Plan, family: Family) -> list[Cell]:
     return list(cells.values())
 
 
+def parse_arithmetic(text: str) -> Arithmetic:
+    """The arithmetic called `text`. ConfigError if there is none."""
+    found: dict[str, Arithmetic] = {name: name for name in get_args(Arithmetic)}
+    if text not in found:
+        raise ConfigError(f"arithmetic must be one of {', '.join(found)}, got {text!r}")
+    return found[text]
+
+
 def same_work(a: QuantizeConfig, b: QuantizeConfig) -> bool:
     """Whether two configs give the same network: equal but for what `SPENDING` names."""
     left = a.model_copy(update={name: getattr(b, name) for name in SPENDING})
@@ -120,7 +134,7 @@ def _recipes(plan: Plan, bits: str, seed: int, family: Family) -> Iterator[Cell]
             asked.append(needed)
     for recipe in asked:
         config = _config(plan, recipe, bits, seed, family)
-        yield Cell(plan.model, recipe, plan.variant, "recipe", "", plan.samples, config)
+        yield Cell(plan.model, recipe, plan.variant, "recipe", "", plan.samples, config, plan.arithmetic)
 
 
 def _changed(plan: Plan, bits: str, seed: int, family: Family) -> Iterator[Cell]:
@@ -135,7 +149,7 @@ def _changed(plan: Plan, bits: str, seed: int, family: Family) -> Iterator[Cell]
             config = with_settings(whole, settings)
             if config != whole:
                 variant = f"{plan.variant}, {name}" if plan.variant else name
-                yield Cell(plan.model, OURS, variant, kind, sentence, plan.samples, config)
+                yield Cell(plan.model, OURS, variant, kind, sentence, plan.samples, config, plan.arithmetic)
 
 
 def _config(plan: Plan, recipe: str, bits: str, seed: int, family: Family) -> QuantizeConfig:

@@ -3,7 +3,8 @@
     DIR/rows.jsonl      one finished cell a line, in the order in which they finished
     DIR/planned.json    names of the cells that were asked for, so that a table can say which did not run
     DIR/images/*.png    the first images of each cell and of the float model, for the report
-    DIR/unfinished/     checkpoints of the cell that is being calibrated
+    DIR/unfinished/     checkpoints of the cells that are being calibrated, and the float model's images; kept until
+                        every planned cell is there
 
 A line is written by one call and flushed to the disk. A process killed in the middle of it leaves a line without an
 end, which the next run cuts off; any other line that cannot be read is an error. A cell that has two lines counts
@@ -24,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mezzotint.benchmark.plan import SPENDING, Cell, Kind, label, same_work
+from mezzotint.benchmark.plan import SPENDING, Arithmetic, Cell, Kind, label, same_work
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import OutputError, ResumeError
 from mezzotint.evaluation.cost import FixedCost
@@ -36,7 +37,8 @@ from mezzotint.manifest import BaseInfo
 
 ROWS, PLANNED, IMAGES, UNFINISHED = "rows.jsonl", "planned.json", "images", "unfinished"
 USUAL_SOURCE = "evaluation split"
-KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant")
+KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant", "arithmetic")
+ELAPSED = ("calibrate", "sample", "sqnr", "compare", "score")  # parts of a cell's time that add up to it
 
 logger = logging.getLogger("mezzotint")
 
@@ -78,7 +80,11 @@ class Row(BaseModel):
     """One finished cell: its name, its figures, and all that made them.
 
     Attributes:
-        model ... variant: the cell's name (`plan.Cell.key`); `seed` is the calibration's.
+        model ... arithmetic: the cell's name (`plan.Cell.key`); `seed` is the calibration's, `arithmetic` that of the
+            network that drew the images.
+        attention: how that network, on integers, multiplied in attention: "int8" of codes, or "bf16"; "" of a
+            simulated one.
+        refused: why no integer network drew them where one was asked for; "" otherwise.
         kind, note: as in `plan.Cell`.
         sqnr_db: mean over ten evenly chosen steps of the float trajectory; both networks get the same rows.
         sampler_sqnr_db: the same of eps as the sampler uses it, guided and corrected.
@@ -96,7 +102,8 @@ class Row(BaseModel):
         units: every unit with its losses.
         layers: SQNR of single layers on the float network's inputs.
         undecided: mean share of soft roundings that were undecided when made hard.
-        seconds: by part.
+        seconds: by part. Where the calibration set was that of an earlier cell, "record", "select" and "calibrate" hold
+            what it took there, and "shared" how much that was.
         cost: bytes and bit operations of this very plan of layers. calls: network rows that one image takes.
         parts: bits and SQNR of the other networks, where they are quantized too.
         config: every option. base: name and hash of the float weights. image_seeds: first and last.
@@ -114,6 +121,9 @@ class Row(BaseModel):
     samples: int
     seed: int
     variant: str
+    arithmetic: Arithmetic = "simulated"
+    attention: str = ""
+    refused: str = ""
     kind: Kind = "recipe"
     note: str = ""
 
@@ -163,6 +173,18 @@ class Row(BaseModel):
         return {name: getattr(self, name) for name in KEY}
 
     @property
+    def drawn(self) -> str:
+        """What drew the images, in words."""
+        if self.arithmetic == "simulated":
+            return "simulated networks"
+        return f"integer networks (attention {'on int8 codes' if self.attention == 'int8' else f'in {self.attention}'})"
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the whole cell, a shared calibration set counted as if it had been its own."""
+        return sum(self.seconds.get(part, 0.0) for part in ELAPSED)
+
+    @property
     def weights(self) -> str:
         """Hash of the float weights, "" in rows of before it was recorded."""
         return "" if self.base is None else self.base.sha256
@@ -181,7 +203,8 @@ class Row(BaseModel):
     @property
     def identity(self) -> tuple[str, ...]:
         """Equal for two rows of one cell."""
-        return (self.model, self.weights, self.variant, str(self.samples), self.shown, str(self.options))
+        drawn = (self.arithmetic, self.attention)
+        return (self.model, self.weights, self.variant, str(self.samples), self.shown, *drawn, str(self.options))
 
 
 class RowFile:
@@ -246,7 +269,17 @@ class RowFile:
             found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ResumeError(f"{path}: is damaged ({error}); delete it, it only lists what did not run") from error
-        return found
+        return [{**name, "arithmetic": name.get("arithmetic", "simulated")} for name in found]
+
+    def missing(self) -> list[dict[str, Any]]:
+        """Names of the cells that were asked for and are not there."""
+        return missing(self.planned(), self.read())
+
+
+def missing(planned: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Those of the names `planned` that are of none of `rows`."""
+    names = [key for row in rows for key in (row.key, *([{**row.key, "arithmetic": "integer"}] if row.refused else []))]
+    return [dict(key) for key in planned if dict(key) not in names]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -280,14 +313,17 @@ def latest(rows: Iterable[Row], where: str) -> list[Row]:
 
 
 def finished(cell: Cell, rows: Iterable[Row], sha256: str, told: Told | None = None) -> Row | None:
-    """The row of `cell` among `rows`: the same weights, images and config; None if there is none.
+    """The row of `cell` among `rows`: the same weights, images, arithmetic and config; None if there is none.
 
+    Of a cell on integers also the row that a simulated network drew because no integer network could.
     A config written before an option existed is taken to have had the option's default. Rows without the hash of the
     weights are compared by the model's name; rows that do not say what they show, show the evaluation split.
     """
     for row in rows:
         same_model = row.model == cell.model and (row.base is None or row.base.sha256 == sha256)
         if not same_model or row.samples != cell.samples or row.variant != cell.variant:
+            continue
+        if row.arithmetic != cell.arithmetic and not (cell.arithmetic == "integer" and row.refused):
             continue
         if row.told is None and told is not None and told.source != USUAL_SOURCE:
             continue
@@ -302,12 +338,12 @@ def finished(cell: Cell, rows: Iterable[Row], sha256: str, told: Told | None = N
     return None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all. OutputError if it cannot be written."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that appears whole or not at all. OutputError if it cannot be written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(beside, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot write there: {error.strerror}; choose another folder") from error

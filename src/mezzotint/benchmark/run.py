@@ -1,7 +1,7 @@
 """The cells of a table, one after the other. A killed run goes on where it was.
 
 A finished cell is a line in the file of rows and is not run again; a cell that was being calibrated goes on from the
-checkpoints in `unfinished`.
+checkpoints in `unfinished`, which also keeps the float model's images until every planned cell is there.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
-from mezzotint.benchmark.measure import Bench, digest, measure, slug
+from mezzotint.benchmark.bench import Bench, digest, slug
+from mezzotint.benchmark.measure import measure
 from mezzotint.benchmark.plan import Cell
 from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Row, RowFile, finished
 from mezzotint.calibration.parts import wanted_parts
 from mezzotint.errors import ConfigError
+from mezzotint.evaluation.cost import device_name
 from mezzotint.models.conditioning import Inputs
 from mezzotint.progress import NullProgress, Progress
 
@@ -53,12 +56,12 @@ def run_cells(
 
     Args:
         batch_size: images drawn at once.
-        metrics, reference, inputs, source: distribution scores, and what is drawn, see `measure.Bench.of`.
-        budget: seconds; no cell begins that would not end in time if it took as long as the longest so far.
+        metrics, reference, inputs, source: distribution scores, and what is drawn, see `bench.Bench.of`.
+        budget: seconds; no cell begins that would not end in time, as `expected_seconds` has it.
         command: what the user typed, for the rows.
         on_row: called with every new row.
     """
-    started, longest = time.perf_counter(), 0.0
+    started = time.perf_counter()
     file = RowFile(folder)
     file.cut_torn_line()
     file.plan(cell.key for cell in cells)
@@ -76,8 +79,8 @@ def run_cells(
         if row is not None:
             outcome.found.append(row)
             continue
-        begun = time.perf_counter()
-        if budget is not None and begun - started + longest > budget:
+        expected = expected_seconds(cell, outcome.made, rows, device_name(torch.device(device)))
+        if budget is not None and time.perf_counter() - started + expected > budget:
             outcome.left.append(cell)
             continue
         kept = folder / UNFINISHED / _checkpoint_name(cell)
@@ -86,12 +89,26 @@ def run_cells(
         shutil.rmtree(kept, ignore_errors=True)
         rows.append(row)
         outcome.made.append(row)
-        longest = max(longest, time.perf_counter() - begun)
         if on_row is not None:
             on_row(row)
-    if not outcome.left:
+    if not file.missing():
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return outcome
+
+
+def expected_seconds(cell: Cell, made: Sequence[Row], rows: Sequence[Row], device: str) -> float:
+    """How long the longest cell took that is like `cell`: as many iterations and images, the same arithmetic.
+
+    Cells that this run made count, or else those in the table from the same device. Where none is like it, the longest
+    that this run made, 0 if it made none.
+    """
+    key = cell.key
+    alike = ("model", "samples", "iters", "arithmetic")
+    for known in (made, [row for row in rows if row.device == device]):
+        found = [row.elapsed for row in known if all(getattr(row, name) == key[name] for name in alike)]
+        if found:
+            return max(found)
+    return max((row.elapsed for row in made), default=0.0)
 
 
 def _checkpoint_name(cell: Cell) -> str:

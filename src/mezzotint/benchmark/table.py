@@ -10,7 +10,8 @@ by seed where two seeds or more have both, else the root of the sum of squares o
 figures had nothing to do with each other; they come from the same seeds of images, so it is rather too wide.
 
 Rows of one name that differ in more than the seed are lines of their own, named by what differs; lines are compared
-with each other where they were judged on the same images: one float model, sampler, and list of prompts.
+with each other where they were judged on the same images: one float model, sampler, and list of prompts, drawn by
+networks of one arithmetic.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def lines_of(rows: Iterable[Row], kinds: Sequence[Kind]) -> list[Line]:
     for row in rows:
         if row.kind in kinds:
             options = {name: value for name, value in row.options.items() if name != "seed"}
-            key = (row.model, row.weights, row.variant, row.samples, row.shown, str(options))
+            key = (row.model, row.weights, row.variant, row.samples, row.shown, row.drawn, str(options))
             groups.setdefault(key, []).append(row)
     return [Line(tuple(sorted(group, key=lambda row: row.seed))) for group in groups.values()]
 
@@ -207,10 +208,10 @@ def _blocks(lines: Sequence[Line]) -> list[Block]:
 
 
 def _judged_on(line: Line) -> tuple[Any, ...]:
-    """Equal for lines that may be compared: model, bits, number of images; then weights, prompts, sampler."""
+    """Equal for lines that may be compared: model, bits, images; then weights, prompts, sampler, arithmetic."""
     row = line.first
     sampler = [(name, value) for name, value in row.options.items() if name.startswith(SAMPLER_PART)]
-    return row.model, row.bits, row.samples, row.weights, row.shown, str(sampler)
+    return row.model, row.bits, row.samples, row.weights, row.shown, str(sampler), row.drawn
 
 
 def _place(line: Line) -> tuple[int, bool]:
@@ -220,13 +221,15 @@ def _place(line: Line) -> tuple[int, bool]:
 
 
 def _setting(line: Line, lines: Sequence[Line]) -> str:
-    """What of sampler, prompts and weights is not the same in all `lines` of the model, as this line has it."""
+    """What of sampler, prompts, weights and arithmetic differs among the `lines` of the model, as this line has it."""
     row, others = line.first, [other for other in lines if other.first.model == line.first.model]
     words = _options(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
     if len({other.first.shown for other in others}) > 1:
         words.append(row.told.source if row.told else USUAL_SOURCE)
     if len({other.first.weights for other in others}) > 1:
         words.append(f"weights {row.weights[:8] or 'not recorded'}")
+    if len({other.first.drawn for other in others}) > 1:
+        words.append(row.drawn)
     return ", ".join(words)
 
 

@@ -10,13 +10,17 @@ from mezzotint.benchmark.columns import FD, LPIPS, PSNR, SAMPLER, SQNR, SSIM, Co
 from mezzotint.benchmark.costs import cost_tables
 from mezzotint.benchmark.fields import MISSING, Field, TextTable, effect_field, heading, number_text, stat_field
 from mezzotint.benchmark.plan import OURS, RELEASED, label
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.rows import Row, missing
 from mezzotint.benchmark.table import Block, Line, effect_blocks, recipe_blocks
 
 EFFECTS = (SQNR, SAMPLER, PSNR, LPIPS, FD)  # columns of the tables of changes, beside scores
 WEIGHTIEST = (FD, PSNR, SQNR, SSIM, SAMPLER)  # the last that a narrow place leaves out; then what a score says
 WHOLE = "the whole method"
 WARNING = "warning: "  # how such a note begins
+INTEGER_NOTE = (
+    "the images are those of the integer networks as they are deployed; SQNR, of eps and of layers, is that of the "
+    "simulated networks that they were made from"
+)
 
 
 def tables(rows: Sequence[Row]) -> list[TextTable]:
@@ -134,7 +138,8 @@ def effort(rows: Sequence[Row]) -> str:
     iterations = several([row.iters for row in rows if row.iters])
     learned = f"units learned in {iterations} iterations" if iterations else "nothing learned"
     return (
-        f"{several([f'{row.samples:,}' for row in rows])} images, {steps} steps; calibrated on "
+        f"{several([f'{row.samples:,}' for row in rows])} images, {steps} steps, drawn by the "
+        f"{several([row.drawn for row in rows])}; calibrated on "
         f"{several([row.calib_size for row in rows])} samples, {learned}; "
         f"calibration seeds {several(sorted({row.seed for row in rows}))}; {several([row.device for row in rows])}"
     )
@@ -149,6 +154,8 @@ def _column_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
             "SQNR of eps is that of the network; in the sampler, of the eps that a step uses: guided, and corrected "
             "where the recipe corrects it (ptqd; what that does to the sampler's noise, the images alone show)",
         )
+    if any(row.arithmetic == "integer" for row in rows):
+        found.insert(0, INTEGER_NOTE)
     return [*found, *(["LPIPS is that of AlexNet"] if LPIPS in columns else [])]
 
 
@@ -182,10 +189,14 @@ def _score_notes(rows: Sequence[Row]) -> list[str]:
 def _warnings(rows: Sequence[Row]) -> list[str]:
     words = [word for row in rows for word in row.warnings]
     words += [score["warning"] for row in rows for score in row.scores if score.get("warning")]
+    words += [
+        f"{row.recipe} at {row.bits.upper()} was drawn by the simulated network, not on integers: {row.refused}"
+        for row in rows
+        if row.refused
+    ]
     return [f"{WARNING}{word}" for word in dict.fromkeys(words)]
 
 
 def missing_cells(planned: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
     """The cells that were asked for and did not run, one line each."""
-    names = [row.key for row in rows]
-    return [label(key) for key in planned if dict(key) not in names]
+    return [label(key) for key in missing(planned, rows)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mezzotint.benchmark.rows import Row
 
 CELLS = "Cells"
+PHASES = ("record", "select", "fit", "reconstruct", "correct", "measure noise")  # of the calibration
 
 
 @guarded
@@ -87,6 +88,15 @@ def bench_quality(
             rich_help_panel=options.DRAWING,
         ),
     ] = None,
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="Of the network that draws a cell's images: [b]simulated[/b], floats on the values of the grids, or "
+            "[b]integer[/b], the network as it is deployed, made fast for the device; cells of both can share DIR.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = "simulated",
     prompts: options.Prompts = None,
     labels: options.Labels = None,
     steps: options.Steps = None,
@@ -108,7 +118,7 @@ def bench_quality(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Seconds: no cell begins that would take longer than what is left of them.",
+            help="Seconds: no cell begins that would take longer than what is left of them, as cells like it took.",
             show_default="no limit",
             rich_help_panel=options.RUNNING,
         ),
@@ -148,7 +158,7 @@ def bench_quality(
     mezzotint bench-quality --merge machine-1 --merge machine-2 -o table
     """
     from mezzotint.benchmark.merging import merge as merge_tables
-    from mezzotint.benchmark.plan import Plan, list_cells
+    from mezzotint.benchmark.plan import Plan, list_cells, parse_arithmetic
     from mezzotint.benchmark.render import render
     from mezzotint.benchmark.rows import RowFile
     from mezzotint.benchmark.verdict import verdict
@@ -174,6 +184,7 @@ def bench_quality(
         variant=variant,
         differences=differences,
         ablations=ablations,
+        arithmetic=parse_arithmetic(arithmetic),
     )
     left: list[Cell] = []
     if merge:
@@ -250,17 +261,33 @@ def _tables(rows: list[Row], result: dict[str, Any]) -> Group:
 
 
 def summary(row: Row) -> str:
-    """A finished cell on one line."""
+    """A finished cell on one line: its figures, and where its time went."""
     from mezzotint.benchmark.plan import label
 
     trained = "" if row.fd_train is None else f", to training {row.fd_train:.3f} ({row.fd_train_float:.3f})"
     scores = "".join(f", {score['name']} {score['value']:.3f}" for score in row.scores)
     speed = "" if row.ms_per_iteration is None else f", {row.ms_per_iteration:.2f} ms an iteration"
-    seconds = " ".join(f"{part} {row.seconds[part]:.0f}" for part in ("calibrate", "sample", "compare"))
     return (
         f"{label(row.key)}: SQNR {row.sqnr_db:.2f} dB, PSNR pooled {row.psnr_pooled_db:.2f} mean "
-        f"{row.psnr_mean_db:.2f} dB, FD {row.fd:.3f}{trained}{scores}; seconds: {seconds}{speed}"
+        f"{row.psnr_mean_db:.2f} dB, FD {row.fd:.3f}{trained}{scores}; {_seconds(row)}{speed}"
     )
+
+
+def _seconds(row: Row) -> str:
+    """Where the time of a cell went; phases of the calibration only if they took a second."""
+
+    def parts(*names: str) -> str:
+        found = [name for name in names if name in row.seconds]
+        return ", ".join(f"{'draw' if name == 'sample' else name} {row.seconds[name]:.0f}" for name in found)
+
+    def long(*names: str) -> str:
+        return parts(*(name for name in names if row.seconds.get(name, 0.0) >= 0.5))
+
+    inside = "; ".join(filter(None, (long(*PHASES), long("shared"))))
+    calibrated = f"{parts('calibrate')} ({inside})" if inside else parts("calibrate")
+    told = ", ".join(filter(None, (calibrated, parts("sample", "sqnr", "compare", "score"))))
+    apart = f", beside {drawn}" if (drawn := long("float images")) else ""
+    return f"{row.elapsed:.0f} s: {told}{apart}"
 
 
 def _words(text: str, option: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from typing import Any
 import triton
 from triton.runtime.jit import JITFunction
 
+from mezzotint.kernels.triton.choice import only_compiling
+
 MOST_THREADS = 16
 
 
@@ -24,7 +26,12 @@ def compile_kernels(call: Callable[[], Any], threads: int | None = None) -> None
     What does not compile fails where it is launched.
     """
     threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads) as pool, _without_launching(), triton.AsyncCompileMode(pool, ignore_errors=True):
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        _without_launching(),
+        only_compiling(),
+        triton.AsyncCompileMode(pool, ignore_errors=True),
+    ):
         call()
 
 

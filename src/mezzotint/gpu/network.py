@@ -29,6 +29,7 @@ from mezzotint.gpu.emission import Constants, emit
 from mezzotint.gpu.fusion import fuse_
 from mezzotint.gpu.int_attention import absorb_codes_, quantize_attention_
 from mezzotint.gpu.rows import to_rows
+from mezzotint.gpu.single_key import fold_single_keys_
 from mezzotint.gpu.tracing import trace
 from mezzotint.gpu.vocabulary import CODES, Node
 from mezzotint.kernels.contract import KernelReport
@@ -153,6 +154,7 @@ class LoweredCalls:
         graph = to_rows(traced, layers)
         if self.config.attention == "int8":
             quantize_attention_(graph, layers)
+        fold_single_keys_(graph)
         fuse_(graph, layers)
         absorb_codes_(graph)
         inputs = {}

@@ -65,7 +65,8 @@ class _Replayed:
     def _captured(self, x_t: Tensor, t: int) -> torch.cuda.CUDAGraph | None:
         """The graph, its inputs `_x_t` and `_t` and its output `_eps`; None where the network cannot be captured."""
         self._x_t, self._t = x_t.clone(), torch.full((), t, dtype=torch.int64, device=x_t.device)
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x_t.device)
+        random_state = torch.cuda.get_rng_state(x_t.device)
         torch.cuda.synchronize(x_t.device)
         try:
             with torch.cuda.graph(graph):
@@ -73,5 +74,17 @@ class _Replayed:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             logger.warning("the network is called step by step, slower: it fits no CUDA graph (%s)", reason)
+            _leave_capture(stream, random_state)
             return None
         return graph
+
+
+def _leave_capture(stream: torch.cuda.Stream, random_state: Tensor) -> None:
+    """What torch leaves out where a capture fails: the stream from before, and random numbers outside a capture.
+
+    Its generator stays in the capture for good, and the next random number would be an error.
+    """
+    torch.cuda.set_stream(stream)
+    fresh = torch.Generator(stream.device)
+    fresh.set_state(random_state)
+    torch.cuda.default_generators[stream.device.index].graphsafe_set_state(fresh)

@@ -11,7 +11,7 @@ zero point. x_s8 - z' = x_q - z, so nothing changes in the sums, and the tensor 
     y         = y_0 + y_1 + bias                  a split shortcut: one acc and one multiplier for each group        (3)
     out       = dtype(y), or dtype(y + float32(residual))                                                           (4)
     out       = clamp(round(y / scale) + zero_point, 0, largest) - 128                          codes for a product (5)
-    out       = (5) of value * gelu(gate)         GEGLU: outputs are runs of 8 values, then their 8 gates             (6)
+    out       = (5) of value * gelu(gate)         GEGLU: outputs are runs of 8 values, then their 8 gates            (6)
 
 Which taps of a window lie inside the picture depends on the position; there are at most 16 cases (top, bottom, left,
 right missing), so `correction` is a table [16, O] of int32, `Operand.correction`.

@@ -12,6 +12,10 @@ go in as strided views and the result comes back as rows, without copies. For 16
 cuDNN's was a sixth faster than ours, which is more than codes in an epilogue save. Few keys (cross-attention) are ours
 (`flash`): reading q and writing the result is what takes the time there, and codes of it are half of that.
 
+Neither torch's fast kernels nor ours take heads of more than 256 channels, and latent diffusion models have some: one
+head of 384, 576 and 960. For those torch falls back to a kernel of an older generation that keeps its sums in memory.
+One such head is three steps instead: scores in float32, softmax, the product with v, on tensor cores at full rate.
+
 Both products are of bfloat16 or float16 with float32 sums; probabilities are rounded to the dtype of v, as in every
 flash attention. The model was calibrated with 8-bit q, k, probabilities and v; products of floats are nearer to the
 float model than that.
@@ -29,7 +33,8 @@ from mezzotint.kernels.triton import exact
 
 _OPERATORS = torch.library.Library("mezzotint", "FRAGMENT")
 _SCHEMA = "Tensor q, Tensor k, Tensor v, int heads, float scale"
-MOST_CHANNELS = 256  # of a head
+MOST_CHANNELS = 256  # of a head in one kernel
+MOST_KEYS = 4096  # of a head that is wider
 FEW_KEYS = 128  # their scores fit in registers
 
 
@@ -115,8 +120,19 @@ def _codes_on_gpu(
 
 def _in_torch(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """A view where torch keeps the layout of q: its cuDNN and flash kernels do."""
+    if is_wide(q, k, heads):
+        from mezzotint.kernels.triton import flash
+
+        scores = torch.bmm(q, k.transpose(1, 2), out_dtype=torch.float32)
+        return torch.bmm(flash.softmax(scores, scale, v.dtype), v)
     a, b, c = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(a, b, c, scale=scale).transpose(1, 2).flatten(2)
+
+
+def is_wide(q: Tensor, k: Tensor, heads: int) -> bool:
+    """Whether it is one head of more channels than fused kernels take, with scores that fit in memory."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return heads == 1 and q.shape[2] > MOST_CHANNELS and half and k.shape[1] <= MOST_KEYS
 
 
 def refuses(q: Tensor, k: Tensor, heads: int) -> str | None:

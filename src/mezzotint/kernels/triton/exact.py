@@ -26,7 +26,7 @@ def accumulators(
     groups: list[int],
 ) -> list[Int32[Tensor, "*rows2 o"]]:
     """Equation (1), one accumulator for each group of input channels."""
-    full = weight if bits == 8 else unpack_nibbles(weight, channels)
+    full = weight if bits == 8 else unpack_nibbles(weight, channels, groups)
     picture = x_q if x_q.dim() == 4 else x_q.reshape(1, 1, -1, channels)
     taps = full.view(full.shape[0], *kernel, channels).permute(0, 3, 1, 2).double()
     rows = picture.permute(0, 3, 1, 2).double()

@@ -79,6 +79,32 @@ def attend(
     return out
 
 
+def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """softmax(scale * scores) over the last axis of float32 scores, scale > 0, rounded to `dtype` as it is written."""
+    keys = scores.shape[-1]
+    rows, block = scores.numel() // keys, triton.next_power_of_2(keys)
+    out, together = torch.empty(scores.shape, dtype=dtype, device=scores.device), max(1, 4096 // block)
+    with torch.cuda.device_of(scores):
+        _softmax[(triton.cdiv(rows, together),)](
+            scores.contiguous(), out, rows, keys, scale * math.log2(math.e), ROWS=together, KEYS=block,
+            num_warps=max(4, min(16, block // 512)),
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _softmax(scores, out, rows, keys, factor, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    key = tl.arange(0, KEYS)
+    at = row[:, None].to(tl.int64) * keys + key[None, :]
+    there = (row < rows)[:, None] & (key < keys)[None, :]
+    s = tl.load(scores + at, mask=there, other=float("-inf"))
+    highest = tl.where(row < rows, tl.max(s, 1), 0.0)
+    p = tl.math.exp2((s - highest[:, None]) * factor)
+    p = p * (1.0 / tl.sum(p, 1))[:, None]
+    tl.store(out + at, p.to(out.dtype.element_ty), mask=there)
+
+
 @triton.jit(do_not_specialize=["zero_point", "largest"])
 def _flash(
     q, k, v, out, factor, step, inverse, zero_point, largest, queries, keys, per_program,

@@ -32,6 +32,7 @@ def gathered_product(
     channels,
     row_bytes,  # of one tap of the weight
     boundary,  # channels of the first group
+    boundary_bytes,  # of its weights in a tap
     outputs,
     out_height,
     out_width,
@@ -64,8 +65,8 @@ def gathered_product(
     h = m // out_width % out_height
     w = m % out_width
     y = _sums(
-        x, weight, m, n, b, h, w, height, width, channels, row_bytes, 0, boundary if GROUPS == 2 else channels, outputs,
-        rows, split, BM, BN, BK, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, BITS, SPLITS, STAGES,
+        x, weight, m, n, b, h, w, height, width, channels, row_bytes, 0, boundary if GROUPS == 2 else channels, 0,
+        outputs, rows, split, BM, BN, BK, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, BITS, SPLITS, STAGES,
     )  # fmt: skip
     inside = (m < rows)[:, None] & (n < outputs)[None, :]
     at = m.to(tl.int64)[:, None] * outputs + n[None, :]
@@ -78,8 +79,8 @@ def gathered_product(
         )  # fmt: skip
         if GROUPS == 2:
             more = _sums(
-                x, weight, m, n, b, h, w, height, width, channels, row_bytes, boundary, channels, outputs, rows, split,
-                BM, BN, BK, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, BITS, SPLITS, STAGES,
+                x, weight, m, n, b, h, w, height, width, channels, row_bytes, boundary, channels, boundary_bytes,
+                outputs, rows, split, BM, BN, BK, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, BITS, SPLITS, STAGES,
             )  # fmt: skip
             y += _corrected(
                 more, n, h, w, correction + 16 * outputs, multiplier + outputs, height, width, outputs, KERNEL, STRIDE,
@@ -143,29 +144,33 @@ def added_sums(
 
 @triton.jit
 def _sums(
-    x, weight, m, n, b, h, w, height, width, channels, row_bytes, first, last, outputs, rows, split, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD_TOP: tl.constexpr,
-    PAD_LEFT: tl.constexpr, BITS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    x, weight, m, n, b, h, w, height, width, channels, row_bytes, first, last, first_byte, outputs, rows, split,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, BITS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """int32 [BM, BN]: sums over channels first..last of every tap, or of this split's share of the steps."""
+    """int32 [BM, BN]: sums over channels first..last of every tap, or of this split's share of the steps.
+
+    Weights of channel `first` begin at `first_byte` of a tap. Bytes beyond the last channel, of another group or
+    filled up, meet codes that are masked.
+    """
     BYTES: tl.constexpr = BK * BITS // 8
     blocks = tl.cdiv(last - first, BK)
     steps = KERNEL * KERNEL * blocks
     acc = tl.zeros((BM, BN), tl.int32)
     kx = tl.arange(0, BK)
     kw = tl.arange(0, BYTES)
-    end = last if BITS == 8 else row_bytes
     for k in tl.range(steps * split // SPLITS, steps * (split + 1) // SPLITS, num_stages=STAGES):
         tap = k // blocks
-        c = first + k % blocks * BK
+        block = k % blocks
+        c = first + block * BK
         ih = h * STRIDE - PAD_TOP + tap // KERNEL
         iw = w * STRIDE - PAD_LEFT + tap % KERNEL
         there = (m < rows) & (ih >= 0) & (ih < height) & (iw >= 0) & (iw < width)
         pixel = ((b * height + ih).to(tl.int64) * width + iw) * channels
         a = tl.load(x + pixel[:, None] + (c + kx)[None, :], mask=there[:, None] & (c + kx < last)[None, :], other=0)
-        cw = c * BITS // 8 + kw
+        cw = first_byte + block * BYTES + kw
         wp = weight + n.to(tl.int64)[:, None] * (KERNEL * KERNEL * row_bytes) + tap * row_bytes + cw[None, :]
-        wt = tl.load(wp, mask=(n < outputs)[:, None] & (cw < end)[None, :], other=0)
+        wt = tl.load(wp, mask=(n < outputs)[:, None] & (cw < row_bytes)[None, :], other=0)
         if BITS == 4:
             wt = nibbles(wt, BN, BK)
         acc = tl.dot(a, tl.trans(wt), acc, out_dtype=tl.int32)

@@ -15,8 +15,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mezzotint.kernels.triton.arguments import some_or, step_of
+from mezzotint.kernels.triton.check import Check
 from mezzotint.kernels.triton.choice import device_of, launch_best
 from mezzotint.kernels.triton.gathered import added_sums, gathered_product
+from mezzotint.kernels.triton.operands import packed_bytes
 from mezzotint.kernels.triton.tiled import tiled_product
 from mezzotint.kernels.triton.tuning import Config, Problem, blocks_together, part_of, piece_of, spatial_tile
 
@@ -128,7 +130,7 @@ def describe(
 def run_best(call: Product) -> None:
     """`run` with the configuration for `call` on its device; see `choice`."""
     if call.out.numel():
-        launch_best(call.problem, call.x_q.device, lambda config: run(call, config))
+        launch_best(call.problem, call.x_q.device, lambda config: run(call, config), Check(call, run))
 
 
 def run(call: Product, config: Config) -> None:
@@ -172,7 +174,7 @@ def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
     tiled_product[(programs,)](
         _picture(call.x_q, p, (*tile, config.bk)), first, second, out1, out2, residual1, residual2, call.correction,
         call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels,
-        p.groups[0] if p.groups else p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2],
+        _boundary(p)[0], p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2],
         BK=config.bk, BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None, KIND=kind, FLAT=flat, BITS=p.bits, GROUPS=max(1, len(p.groups)),
         SPLITS=config.splits, STAGES=config.stages, BAND=config.band, FLATTEN=config.persistent, PIECE=piece,
@@ -215,12 +217,18 @@ def _gathered(call: Product, config: Config, out: Tensor, kind: str) -> None:
     gathered_product[(tiles_m * tiles_n * config.splits,)](
         call.x_q, call.weight, out, some_or(call.residual, out), call.correction, call.multiplier,
         some_or(call.bias, call.multiplier), *call.step, p.height, p.width, p.channels, call.weight.shape[2],
-        p.groups[0] if p.groups else p.channels, p.outputs, p.out_height, p.out_width, p.rows, tiles_m, tiles_n,
+        *_boundary(p), p.outputs, p.out_height, p.out_width, p.rows, tiles_m, tiles_n,
         BM=config.bm, BN=config.bn, BK=config.bk, **_window(p), HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None and kind != "sums", KIND=kind, BITS=p.bits,
         GROUPS=max(1, len(p.groups)), SPLITS=config.splits, STAGES=config.stages, BAND=config.band,
         num_warps=config.warps, num_stages=config.stages, **_EXACT,
     )  # fmt: skip
+
+
+def _boundary(p: Problem) -> tuple[int, int]:
+    """Channels of the first group, and bytes of their weights in a tap."""
+    first = p.groups[0] if p.groups else p.channels
+    return first, packed_bytes(first, p.bits)
 
 
 def _picture(x_q: Tensor, p: Problem, box: tuple[int, int, int, int]) -> TensorDescriptor:
@@ -244,7 +252,7 @@ def _weight_boxes(call: Product, config: Config) -> tuple[TensorDescriptor, Tens
 
     if not p.groups:
         return box(weight, config.bn), box(weight, config.bn2 or config.bn)
-    cut = p.groups[0] * p.bits // 8
+    cut = _boundary(p)[1]
     return box(weight[:, :, :cut], config.bn), box(weight[:, :, cut:], config.bn)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,45 +11,11 @@ from torch import Tensor
 
 from mezzotint.kernels.triton import norms
 from mezzotint.kernels.triton.arguments import some_or, step_of
+from mezzotint.kernels.triton.choice import device_of
+from mezzotint.kernels.triton.norm_model import NormConfig, norm_configs
 
 Grid = tuple[float, int, int]
 _NO_GRID: Grid = (1.0, 0, 255)
-
-
-@dataclass(frozen=True)
-class NormConfig:
-    """How a GroupNorm runs: `whole` in one launch, else sums of `runs` of pixels first."""
-
-    whole: bool
-    groups: int  # of one program
-    rows: int  # pixels a program loads at a time; all of them if `whole`
-    runs: int = 1
-    warps: int = 4
-
-
-def norm_configs(batch: int, rows: int, channels: int, groups: int) -> list[NormConfig]:
-    """Ways to run a GroupNorm of [batch, rows, channels], the one to take first.
-
-    One launch wins where a program holds few elements, the fewer the better; with many to hold and many programs, two
-    launches do. Of those, few elements at a time leave room for all programs of `group_sums` at once (64 registers a
-    thread), and blocks of few groups have less to add up at the end.
-    """
-    width, found = channels // groups, []
-    for together in (1, 2, 4, 8):
-        elements = triton.next_power_of_2(rows) * triton.next_power_of_2(width * together)
-        if groups % together == 0 and elements <= 32768 and width * together >= 8:
-            warps = max(4, min(16, elements // 2048))
-            found.append((elements, NormConfig(True, together, triton.next_power_of_2(rows), warps=warps)))
-    whole, two = [config for _, config in found], []
-    for columns, elements in ((128, 2048), (128, 4096), (512, 4096)):
-        together = triton.next_power_of_2(groups)
-        while together > 1 and together * width > columns:
-            together //= 2
-        block = max(1, elements // triton.next_power_of_2(together * width))
-        blocks = -(-groups // together)
-        runs = max(1, min(64, -(-rows // block), 1056 // (batch * blocks)))
-        two.append(NormConfig(False, together, block, runs))
-    return two + whole if found and found[0][0] > 16384 and batch * groups > 128 else whole + two
 
 
 def nhwc_group_norm(*norm: Any) -> Tensor:
@@ -97,7 +63,7 @@ def group_norm(
     rows = out.numel() // max(1, batch * channels)
     if not out.numel():
         return out
-    c = config or norm_configs(batch, rows, channels, groups)[0]
+    c = config or _likeliest(batch, rows, channels, groups, device_of(x.device).multiprocessors, entry is not None)
     x, second = x.contiguous(), None if second is None else second.contiguous()
     added, factor, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in (added, factor, shift))
     apart = [0 if t is None else t.stride(0) for t in (added, factor, shift)]
@@ -113,7 +79,7 @@ def group_norm(
     steps = [number for each in (grid, *entry_grids) for number in step_of(*each)]
     block = triton.next_power_of_2(c.groups * width)
     if c.whole:
-        norms.group_norm_whole[(batch, groups // c.groups)](
+        norms.group_norm_whole[(groups // c.groups, batch)](
             x, second_, added_, *affine, out, entry, *apart, *sizes, eps, *steps, width=width, BM=c.rows, BC=block,
             BG=c.groups, **flags, num_warps=c.warps,
         )  # fmt: skip
@@ -189,6 +155,11 @@ def nhwc_upsampled_codes(x: Tensor, factor: int, scale: float, zero_point: int, 
             BM=2048 // block, BC=block, num_warps=4,
         )  # fmt: skip
     return out
+
+
+@cache
+def _likeliest(batch: int, rows: int, channels: int, groups: int, units: int, entry: bool) -> NormConfig:
+    return norm_configs(batch, rows, channels, groups, units=units, entry=entry)[0]
 
 
 def _joined(x: Tensor, second: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -235,11 +235,11 @@ def group_norm_whole(
     CODES: tl.constexpr,
     ENTRY: tl.constexpr,
 ):
-    """All pixels of BG groups in one program."""
+    """All pixels of BG groups in one program; groups of a sample one after another, as they share sectors of memory."""
     channels = channels1 + channels2
-    b = tl.program_id(0)
+    b = tl.program_id(1)
     local = tl.arange(0, BC)
-    c = tl.program_id(1) * BG * width + local
+    c = tl.program_id(0) * BG * width + local
     valid = (local < BG * width) & (c < channels)
     m = tl.arange(0, BM)
     there = (m < rows)[:, None] & valid[None, :]

@@ -1,7 +1,8 @@
 """The constants of an integer product, prepared once: weights in the kernels' order, corrections, multipliers.
 
     name        dtype          shape              meaning
-    weight      int8 | uint8   [O, T, C | C'/2]   codes by tap; 4-bit ones two a byte, see `pack_nibbles`
+    weight      int8 | uint8   [O, T, C | C'/2]   codes by tap; 4-bit ones two a byte, every group by itself, see
+                                                  `pack_nibbles`
     multiplier  float32        [G, O]             input_scale[g] * weight_scale[g, o]
     correction  int32          [G, 16, O]         -z'[g] * (sum of the taps of w that are inside), equation (1)
     bias        float32        [O] or None
@@ -107,8 +108,9 @@ def conv2d_operand(
         raise KernelError(f"conv2d: {refusal}")
     own_bias = parts[0].bias if len(parts) == 1 and bias is None else bias
     taps = torch.cat([part.weight_q for part in parts], dim=1).permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    groups = tuple(part.weight_q.shape[1] for part in parts) if len(parts) > 1 else ()
     return Operand(
-        weight=_stored(taps, bits),
+        weight=_stored(taps, bits, groups),
         multiplier=torch.stack([part.multiplier for part in parts]),
         correction=torch.stack([_corrections(part, edges) for part in parts]),
         bias=own_bias,
@@ -117,7 +119,7 @@ def conv2d_operand(
         kernel=(height, width),
         stride=geometry.stride,
         padding=edges,
-        groups=tuple(part.weight_q.shape[1] for part in parts) if len(parts) > 1 else (),
+        groups=groups,
     )
 
 
@@ -135,23 +137,38 @@ def refuses_window(
     return None
 
 
-def pack_nibbles(weight: Int8[Tensor, "o t c"]) -> UInt8[Tensor, "o t half"]:
+def pack_nibbles(weight: Int8[Tensor, "o t c"], groups: Sequence[int] = ()) -> UInt8[Tensor, "o t half"]:
     """Two codes of 4 bits a byte: in each run of 32 channels, byte j has channel j low and channel j + 16 high.
 
-    That is the order in which a register of wgmma's left operand wants them. C is filled up to a multiple of 32.
+    That is the order in which a register of wgmma's left operand wants them. C is filled up to a multiple of 32; each
+    of `groups` by itself, so that no byte holds codes of two.
     """
     o, t, c = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, -c % _NIBBLES)).view(o, t, -1, 2, _NIBBLES // 2)
-    low, high = padded[:, :, :, 0], padded[:, :, :, 1]
-    return ((low & 0xF) | (high << 4)).view(torch.uint8).reshape(o, t, -1)
+    packed = []
+    for part in weight.split(list(groups) or [c], dim=2):
+        padded = torch.nn.functional.pad(part, (0, -part.shape[2] % _NIBBLES)).view(o, t, -1, 2, _NIBBLES // 2)
+        low, high = padded[:, :, :, 0], padded[:, :, :, 1]
+        packed.append(((low & 0xF) | (high << 4)).view(torch.uint8).reshape(o, t, -1))
+    return torch.cat(packed, dim=2)
 
 
-def unpack_nibbles(packed: UInt8[Tensor, "o t half"], channels: int) -> Int8[Tensor, "o t c"]:
+def packed_bytes(channels: int, bits: int) -> int:
+    """Bytes of one tap of the weights of a group of `channels`."""
+    return channels if bits == 8 else -(-channels // _NIBBLES) * (_NIBBLES // 2)
+
+
+def unpack_nibbles(
+    packed: UInt8[Tensor, "o t half"], channels: int, groups: Sequence[int] = ()
+) -> Int8[Tensor, "o t c"]:
     """What `pack_nibbles` was given."""
     o, t, _ = packed.shape
-    runs = packed.view(torch.int8).view(o, t, -1, 1, _NIBBLES // 2)
-    both = torch.cat([(runs << 4) >> 4, runs >> 4], dim=3)
-    return both.reshape(o, t, -1)[:, :, :channels].contiguous()
+    sizes, unpacked = list(groups) or [channels], []
+    parts = packed.split([packed_bytes(size, 4) for size in sizes], dim=2)
+    for size, part in zip(sizes, parts, strict=True):
+        runs = part.contiguous().view(torch.int8).view(o, t, -1, 1, _NIBBLES // 2)
+        both = torch.cat([(runs << 4) >> 4, runs >> 4], dim=3)
+        unpacked.append(both.reshape(o, t, -1)[:, :, :size])
+    return torch.cat(unpacked, dim=2)
 
 
 def missing_taps(case: int, kernel: Window) -> Tensor:
@@ -184,9 +201,9 @@ def _joined_bias(parts: Sequence[Weighted]) -> Tensor | None:
     return torch.cat([torch.zeros_like(part.multiplier) if part.bias is None else part.bias for part in parts])
 
 
-def _stored(weight: Int8[Tensor, "o t c"], bits: int) -> Tensor:
+def _stored(weight: Int8[Tensor, "o t c"], bits: int, groups: Sequence[int] = ()) -> Tensor:
     if bits == 8:
         return weight.contiguous()
     if bits != 4:
         raise KernelError(f"weights on a GPU are kept in 8 or 4 bits, got {bits}")
-    return pack_nibbles(weight)
+    return pack_nibbles(weight, groups)

@@ -54,7 +54,7 @@ class Problem:
         """Name in a table of configurations."""
         shape = f"{self.rows}x{self.outputs}x{self.channels}"
         window = f"k{self.kernel}s{self.stride}w{self.width}" if self.kernel > 1 or self.stride > 1 else "linear"
-        extra = f"{'g' if self.groups else ''}{'r' if self.residual else ''}"
+        extra = f"{f'g{self.groups[0]}' if self.groups else ''}{'r' if self.residual else ''}"
         return f"{shape} {window} w{self.bits} {self.kind}{self.item_bytes}{extra}"
 
 
@@ -254,9 +254,16 @@ def refuses_specialized(problem: Problem) -> str | None:
     return refuses_tiled(problem)
 
 
+def refuses(problem: Problem, config: Config) -> str | None:
+    """Why the kernel of `config` cannot compute `problem`, or None; a key in a table does not say all of a problem."""
+    if config.kernel == "gathered":
+        return None
+    return refuses_specialized(problem) if config.kernel == "specialized" else refuses_tiled(problem)
+
+
 def refuses_tiled(problem: Problem) -> str | None:
     """Why the copy engine cannot fetch the tiles of `problem`, or None."""
-    if problem.channels % 16 or any(size % (16 if problem.bits == 8 else 32) for size in problem.groups):
+    if problem.channels % 16 or any(size % 16 for size in problem.groups):
         return f"its rows are multiples of 16 bytes, got {problem.channels} channels in groups {problem.groups}"
     width = problem.outputs // 2 if problem.kind == "geglu" else problem.outputs
     if width * problem.item_bytes % 16 or problem.outputs % 4:
@@ -323,7 +330,7 @@ def cached(device: str) -> dict[str, Config]:
 def cache_path(device: str) -> Path:
     """The file of tuned configurations: $MEZZOTINT_CACHE, or ~/.cache/mezzotint."""
     root = os.environ.get("MEZZOTINT_CACHE") or Path.home() / ".cache" / "mezzotint"
-    return Path(root) / f"triton-{''.join(c if c.isalnum() else '-' for c in device)}.json"
+    return Path(root) / f"products-{''.join(c if c.isalnum() else '-' for c in device)}.json"
 
 
 def remember(device: str, key: str, config: Config) -> None:
