@@ -1,8 +1,7 @@
-"""Microseconds of products and of the steps between them: CUDA graphs of launches on operands that rotate."""
+"""Microseconds of launches: CUDA graphs of them on operands that rotate."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import cache, partial
@@ -13,7 +12,6 @@ from kernel_shapes import Shape, described, operands
 
 CACHE = 128 * 2**20  # bytes of operands that one round of launches goes through
 FINAL = 3  # configurations of a shape that are measured with care
-GRID = (0.03, 12, 255)
 
 
 @cache
@@ -103,30 +101,3 @@ def ceilings() -> dict[str, float]:
     m = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     copy, product = median_us([lambda: a.copy_(b)]), median_us([lambda: m @ m])
     return {"copy_GBps": 2 * 2**30 / copy / 1e3, "bf16_TFLOPs": 2 * 8192**3 / product / 1e6}
-
-
-def time_norms(batch: int) -> list[dict[str, Any]]:
-    """Microseconds of the steps between products, each with the share of the copy rate that its bytes make."""
-    from mezzotint.kernels.triton import launch_norms
-
-    rows = []
-    for size, channels in ((64, 320), (64, 960), (32, 640), (32, 1920), (16, 1280), (16, 2560), (8, 1280), (8, 2560)):
-        pixels = size * size
-        count = copies_of(batch * pixels * channels * 3)
-        xs = [torch.randn(batch, pixels, channels, device="cuda").bfloat16() for _ in range(count)]
-        w = torch.ones(channels, device="cuda")
-        outs = [torch.empty(x.shape, dtype=torch.int8, device="cuda") for x in xs]
-        row = {"norm": f"{size}^2 x {channels}", "batch": batch, "MB": batch * pixels * channels * 3 / 1e6}
-        for config in launch_norms.norm_configs(batch, pixels, channels, 32):
-            name = f"{'one' if config.whole else 'two'} g{config.groups} r{config.rows} n{config.runs} w{config.warps}"
-            affine = (None, None, w, w, None, None, 32, 1e-5, True)
-            row[name] = median_us([
-                lambda x=x, o=o, c=config, f=affine: launch_norms.group_norm(x, *f, out=o, grid=GRID, config=c)
-                for x, o in zip(xs, outs, strict=True)
-            ])  # fmt: skip
-        layer_norm = launch_norms.nhwc_layer_norm_codes
-        row["layer norm"] = median_us([lambda x=x, w=w, f=layer_norm: f(x, w, w, 1e-5, *GRID) for x in xs])
-        row["codes"] = median_us([lambda x=x: launch_norms.nhwc_codes(x, None, *GRID) for x in xs])
-        rows.append(row)
-        print(json.dumps({k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-    return rows

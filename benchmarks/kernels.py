@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from kernel_checks import SMALL, compiled_as, small_configs, tried
 from kernel_shapes import NETWORKS, Shape, problem_of
-from kernel_times import ceilings, time_float, time_int, time_norms
+from kernel_times import ceilings, time_float, time_int
 from triton import knobs
 
 
@@ -208,7 +208,6 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--specialized", action="store_true", help="the kernel of specialized warps too (experimental)")
     parser.add_argument("--skip-small", action="store_true", help="no checks of small awkward shapes")
     parser.add_argument("--skip-float", action="store_true", help="no timing of the float side")
-    parser.add_argument("--norms", action="store_true", help="the steps between products too, last")
     parser.add_argument("--before-timing", metavar="CMD", help="shell command between compiling and timing")
     parser.add_argument("--table", type=Path, help="add the best of each shape to this configurations.json")
     parser.add_argument("--json", required=True, type=Path, help="file to write")
@@ -249,8 +248,6 @@ def main() -> None:
     if not options.skip_float:
         time_floats(plans, left)
         report_sums(plans)
-    if options.norms and left() > 20:
-        report["norms"] = [row for batch in (16, 2) for row in time_norms(batch)]
     save()
 
 

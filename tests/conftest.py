@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 
 # Tests run in several processes. More threads than cores would make every small product wait for the others.
@@ -40,7 +41,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         reason = report.longreprtext.strip().splitlines() or [""]
         errors = [line for line in reason if line.startswith("E ")] or reason[-1:]
-        print(f"\n{report.when} of {report.nodeid} failed: {errors[0].removeprefix('E').strip()[:300]}", flush=True)
+        sys.stdout.write(f"\n{report.when} of {report.nodeid} failed: {errors[0].removeprefix('E').strip()[:300]}\n")
+        sys.stdout.flush()
 
 
 def pytest_collectstart() -> None:
