@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.row import Row
 from mezzotint.evaluation.cost import FixedCost, Sizes
 from mezzotint.evaluation.layers import LayerSqnr
 from mezzotint.evaluation.result import Versions

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmark_rows import make_row
-from mezzotint.benchmark.rows import IMAGES, Row, RowFile, Sheets
+from mezzotint.benchmark.row import Row, Sheets
+from mezzotint.benchmark.rows import IMAGES, RowFile
 from mezzotint.evaluation.pictures import contact_sheet, write_png
 
 

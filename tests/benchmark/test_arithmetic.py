@@ -18,7 +18,8 @@ from mezzotint.benchmark.measure import draw
 from mezzotint.benchmark.merging import merge
 from mezzotint.benchmark.page import render_report
 from mezzotint.benchmark.plan import Cell, Plan, list_cells
-from mezzotint.benchmark.rows import Row, RowFile, finished
+from mezzotint.benchmark.row import Row
+from mezzotint.benchmark.rows import RowFile, finished
 from mezzotint.benchmark.run import run_cells
 from mezzotint.benchmark.table import recipe_blocks
 from mezzotint.benchmark.text import missing_cells, tables

@@ -13,7 +13,8 @@ import mezzotint.pipeline as pipelines
 from mezzotint.benchmark.bench import Bench
 from mezzotint.benchmark.measure import Clock
 from mezzotint.benchmark.plan import Plan, list_cells
-from mezzotint.benchmark.rows import UNFINISHED, Row
+from mezzotint.benchmark.row import Row
+from mezzotint.benchmark.rows import UNFINISHED
 from mezzotint.benchmark.run import run_cells
 from mezzotint.errors import ResumeError
 from mezzotint.pipeline import CALIBRATION_OPTIONS, CalibrationCache

@@ -8,7 +8,8 @@ import pytest
 from benchmark_rows import make_row
 from mezzotint.benchmark.merging import merge
 from mezzotint.benchmark.render import render
-from mezzotint.benchmark.rows import Row, RowFile
+from mezzotint.benchmark.row import Row
+from mezzotint.benchmark.rows import RowFile
 from mezzotint.errors import ConfigError, OutputError
 
 

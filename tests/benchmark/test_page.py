@@ -11,7 +11,8 @@ from PIL import Image
 from benchmark_rows import make_row
 from browser import EXECUTABLE, MISSING, Browser, layout_faults
 from mezzotint.benchmark.render import render
-from mezzotint.benchmark.rows import Row, RowFile
+from mezzotint.benchmark.row import Row
+from mezzotint.benchmark.rows import RowFile
 from mezzotint.errors import ConfigError, OutputError
 
 

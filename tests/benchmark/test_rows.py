@@ -7,7 +7,8 @@ import pytest
 
 from benchmark_rows import make_row
 from mezzotint.benchmark.plan import Plan, list_cells
-from mezzotint.benchmark.rows import ROWS, USUAL_SOURCE, Row, RowFile, Told, finished
+from mezzotint.benchmark.row import USUAL_SOURCE, Row, Told
+from mezzotint.benchmark.rows import ROWS, RowFile, finished
 from mezzotint.errors import ResumeError
 
 

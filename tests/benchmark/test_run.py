@@ -10,7 +10,8 @@ from benchmark_rows import make_row
 from families import tiny_ldm_class
 from mezzotint.benchmark import measure as measuring
 from mezzotint.benchmark.plan import Cell, Plan, list_cells
-from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Row, RowFile
+from mezzotint.benchmark.row import USUAL_SOURCE, Row
+from mezzotint.benchmark.rows import UNFINISHED, RowFile
 from mezzotint.benchmark.run import expected_seconds, run_cells
 from mezzotint.config import with_settings
 from mezzotint.errors import ConfigError

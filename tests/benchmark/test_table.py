@@ -6,7 +6,7 @@ import pytest
 
 from benchmark_rows import make_row
 from mezzotint.benchmark.columns import FD, PSNR, SAMPLER, SECONDS, columns_of, score_column
-from mezzotint.benchmark.rows import Row, Told
+from mezzotint.benchmark.row import Row, Told
 from mezzotint.benchmark.table import Change, Stat, effect_blocks, recipe_blocks, within_spread
 from mezzotint.benchmark.verdict import verdict
 

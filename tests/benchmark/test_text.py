@@ -6,7 +6,7 @@ import re
 from benchmark_rows import make_cost, make_row
 from mezzotint.benchmark.fields import effect_field, number_text, stat_field, stat_text
 from mezzotint.benchmark.markup import latex, markdown, tex
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.table import Change, Stat
 from mezzotint.benchmark.text import missing_cells, tables
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from benchmark_rows import make_cost, make_row
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.text import tables
 from mezzotint.cli.text_tables import terminal_table
 

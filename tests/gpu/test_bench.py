@@ -27,3 +27,4 @@ def test_an_artifact_against_its_float_twin(tmp_path: Path, capsys: pytest.Captu
     assert all(row["peak_bytes"] > 0 for row in result["variants"])
     assert "--compile" in result["verdict"]
     assert all(row["float_ms"] > 0 for row in result["layers"])
+    assert {row["kernel"] for row in result["kernels"]} == {"triton", "flash"}

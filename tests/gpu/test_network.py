@@ -12,7 +12,7 @@ import torch
 from integer_networks import fresh, integer_network
 from measures import decibels
 from mezzotint.errors import ConfigError, ModelError
-from mezzotint.gpu.network import LoweredCalls, LoweringConfig, lower_network_, lowered_report
+from mezzotint.gpu.network import LoweredCalls, LoweringConfig, lower_network_
 from mezzotint.layers.int_base import IntLayer
 from mezzotint.models.denoiser import example_inputs
 
@@ -220,17 +220,6 @@ def test_steps_cost_what_they_read_write_and_multiply() -> None:
     assert first.nbytes == 2 * 256 * 3 + 16 * 27 + 2 * 256 * 16 * 2
     [attention] = [cost for name, cost in by_name.items() if name == "mid_block.attentions.0"]
     assert attention.operations == 4 * 2 * 64 * 64 * 32
-
-
-def test_what_runs_a_layer_is_told() -> None:
-    network = lowered_network("text")
-    attention = "mid_block.attentions.0.transformer_blocks.0.attn1"
-    reports = {name: lowered_report(network, name) for name in ("conv_in", f"{attention}.processor.qk")}
-    assert [report.name for report in reports.values() if report] == ["triton", "flash"]
-    assert lowered_report(integer_network("text"), "conv_in") is None
-    report = lowered_report(lower_network_(fresh("text"), ON_CODES), f"{attention}.processor.pv")
-    assert report is not None
-    assert (report.name, "int8 codes" in report.reason) == ("triton", True)
 
 
 def test_what_cannot_be_lowered_is_an_error() -> None:

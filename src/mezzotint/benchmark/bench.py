@@ -22,7 +22,8 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from mezzotint.base import base_info
-from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Told, write_whole
+from mezzotint.benchmark.row import USUAL_SOURCE, Told
+from mezzotint.benchmark.rows import UNFINISHED, write_whole
 from mezzotint.benchmark.scoring import Scorer, find_reference, usual_metrics
 from mezzotint.errors import ResumeError
 from mezzotint.evaluation.cost import count_macs, device_name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.scoring import TO_FLOAT
 from mezzotint.evaluation.metrics import METRICS
 

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from mezzotint.benchmark.bench import Bench, digest, slug
 from mezzotint.benchmark.plan import Cell
-from mezzotint.benchmark.rows import IMAGES, Row, Sheets
+from mezzotint.benchmark.row import Row, Sheets
+from mezzotint.benchmark.rows import IMAGES
 from mezzotint.calibration.parts import quantize_parts
 from mezzotint.errors import KernelError, ModelError
 from mezzotint.evaluation.cost import device_name, fixed_cost

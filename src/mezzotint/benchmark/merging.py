@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mezzotint.benchmark.rows import IMAGES, ROWS, Row, RowFile, Sheets, latest, write_whole
+from mezzotint.benchmark.row import Row, Sheets
+from mezzotint.benchmark.rows import IMAGES, ROWS, RowFile, latest, write_whole
 from mezzotint.errors import ConfigError, OutputError
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from mezzotint.benchmark.columns import FD, PSNR
 from mezzotint.benchmark.fields import TextTable, number_text
 from mezzotint.benchmark.plan import OURS
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.table import Block, Line, recipe_blocks
 from mezzotint.benchmark.verdict import verdict
 from mezzotint.errors import OutputError

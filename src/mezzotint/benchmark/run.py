@@ -19,7 +19,8 @@ from diffusers import DiffusionPipeline
 from mezzotint.benchmark.bench import Bench, digest, slug
 from mezzotint.benchmark.measure import measure
 from mezzotint.benchmark.plan import Cell
-from mezzotint.benchmark.rows import UNFINISHED, USUAL_SOURCE, Row, RowFile, finished
+from mezzotint.benchmark.row import USUAL_SOURCE, Row
+from mezzotint.benchmark.rows import UNFINISHED, RowFile, finished
 from mezzotint.calibration.parts import wanted_parts
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.cost import device_name

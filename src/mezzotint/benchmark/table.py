@@ -24,7 +24,7 @@ from typing import Any
 
 from mezzotint.benchmark.columns import Column, Interval
 from mezzotint.benchmark.plan import OURS, RELEASED, Kind
-from mezzotint.benchmark.rows import USUAL_SOURCE, Row
+from mezzotint.benchmark.row import USUAL_SOURCE, Row
 from mezzotint.recipes.registry import RECIPES
 
 SAMPLER_PART = "sampler."

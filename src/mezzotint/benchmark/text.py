@@ -10,7 +10,8 @@ from mezzotint.benchmark.columns import FD, LPIPS, PSNR, SAMPLER, SQNR, SSIM, Co
 from mezzotint.benchmark.costs import cost_tables
 from mezzotint.benchmark.fields import MISSING, Field, TextTable, effect_field, heading, number_text, stat_field
 from mezzotint.benchmark.plan import OURS, RELEASED, label
-from mezzotint.benchmark.rows import Row, missing
+from mezzotint.benchmark.row import Row
+from mezzotint.benchmark.rows import missing
 from mezzotint.benchmark.table import Block, Line, effect_blocks, recipe_blocks
 
 EFFECTS = (SQNR, SAMPLER, PSNR, LPIPS, FD)  # columns of the tables of changes, beside scores

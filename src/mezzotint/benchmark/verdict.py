@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mezzotint.benchmark.columns import FD, PSNR, Column, columns_of
 from mezzotint.benchmark.fields import stat_text
 from mezzotint.benchmark.plan import OURS
-from mezzotint.benchmark.rows import Row
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.scoring import TO_FLOAT
 from mezzotint.benchmark.table import Block, Change, effect_blocks, recipe_blocks
 

@@ -150,6 +150,13 @@ def _table(result: dict[str, Any]) -> Group:
             twin = "" if row["float_ms"] is None else f"{row['float_ms']:.2f}"
             layers.add_row(row["name"], f"{row['ms']:.2f}", twin, row["kernel"] or "")
         parts.append(layers)
+    if result.get("kernels"):
+        kernels = Table(title="What runs the layers", title_justify="left", title_style="bold")
+        for column in ("layers", "kernel", "why"):
+            kernels.add_column(column, justify="right" if column == "layers" else "left", overflow="fold")
+        for row in result["kernels"]:
+            kernels.add_row(str(row["layers"]), row["kernel"], row["reason"])
+        parts.append(kernels)
     if "gpu" in result:
         rows = {"machine": f"{result['gpu']}, torch {result['torch']}"}
     else:

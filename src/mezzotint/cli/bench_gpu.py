@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -50,10 +51,20 @@ def measure_on_gpu(
     if not quantized:
         how = "float only; make the quantized model with `mezzotint quantize` and bench that"
         return {**result, "verdict": how}
-    result["layers"] = _layers(floating, network, given)
+    result["layers"], result["kernels"] = _layers(floating, network, given), count_kernels(network)
     words = verdict(seconds, bits, result["layers"], twin="bfloat16", fast=("triton",))
     how = "" if compiled else f" {BASE}, the strongest float variant, was not run: add --compile."
     return {**result, "verdict": words + how}
+
+
+def count_kernels(network: Any) -> list[dict[str, Any]]:
+    """What runs the layers of a lowered `network`: kernel, reason, how many layers; the most first."""
+    from mezzotint.gpu.network import lowered_report
+    from mezzotint.layers.int_base import IntLayer
+
+    names = [name for name, module in network.named_modules() if isinstance(module, IntLayer)]
+    counts = Counter(lowered_report(network, name) or network.get_submodule(name).kernel_report() for name in names)
+    return [{"kernel": k.name, "reason": k.reason, "layers": count} for k, count in counts.most_common()]
 
 
 def _lowered(network: Any, device: str, lowering: Any) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from mezzotint.benchmark.plan import Cell
-    from mezzotint.benchmark.rows import Row
+    from mezzotint.benchmark.row import Row
 
 CELLS = "Cells"
 PHASES = ("record", "select", "fit", "reconstruct", "correct", "measure noise")  # of the calibration

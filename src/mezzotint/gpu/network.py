@@ -28,13 +28,13 @@ from mezzotint.gpu.costs import StepCost, step_costs
 from mezzotint.gpu.emission import Constants, emit
 from mezzotint.gpu.fusion import fuse_
 from mezzotint.gpu.int_attention import absorb_codes_, quantize_attention_
+from mezzotint.gpu.report import attention_reports, layer_report
 from mezzotint.gpu.rows import to_rows
 from mezzotint.gpu.single_key import fold_single_keys_
 from mezzotint.gpu.tracing import trace
 from mezzotint.gpu.vocabulary import CODES, Node
 from mezzotint.kernels.contract import KernelReport
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
-from mezzotint.layers.int_matmul import IntMatMul
 from mezzotint.layers.integer import IntConv2d, IntLinear
 
 logger = logging.getLogger("mezzotint")
@@ -69,13 +69,14 @@ class LoweringConfig:
 
 @dataclass(eq=False)
 class Lowered:
-    """One shape of inputs: the module that computes, the graph of it, and what every step costs at least."""
+    """One shape of inputs: the module that computes, its graph, what a step costs at least, how attention runs."""
 
     module: fx.GraphModule
     inputs: dict[str, Tensor]
     output: Tensor | None = None
     graph: Any = None
     costs: list[StepCost] = field(default_factory=list)
+    attention: dict[str, KernelReport] = field(default_factory=dict)
 
 
 def lower_network_(network: nn.Module, config: LoweringConfig | None = None) -> nn.Module:
@@ -86,20 +87,15 @@ def lower_network_(network: nn.Module, config: LoweringConfig | None = None) -> 
 
 
 def lowered_report(network: nn.Module, name: str) -> KernelReport | None:
-    """What runs the layer called `name` in calls of a lowered `network`; None if it is not lowered."""
-    calls, layer = network._compiled_call_impl, network.get_submodule(name)
+    """What runs the layer called `name` in calls of a lowered `network`; None if it is not lowered.
+
+    Before the first call, what can be known without the shapes of its inputs.
+    """
+    calls = network._compiled_call_impl
     if not isinstance(calls, LoweredCalls):
         return None
-    if isinstance(layer, IntMatMul) and calls.config.attention == "int8":
-        return KernelReport("triton", "both products of an attention layer at once, of int8 codes; softmax in float32")
-    if isinstance(layer, IntMatMul):
-        how = f"both products of an attention layer at once, in {calls.config.dtype}, without quantizing their inputs"
-        return KernelReport("flash", how)
-    if isinstance(layer, IntWeightedLayer) and layer.spec.input is None:
-        return KernelReport("float", f"activations stay in float; a product in {calls.config.dtype}")
-    if isinstance(layer, IntConv2d | IntLinear):
-        return KernelReport("triton", "int8 product; norm, activation, residual and codes around it fused")
-    return None
+    config, seen = calls.config, [lowered.attention for lowered in calls.lowered.values()]
+    return layer_report(network, name, config.dtype, config.attention == "int8", seen)
 
 
 class LoweredCalls:
@@ -154,7 +150,7 @@ class LoweredCalls:
         graph = to_rows(traced, layers)
         if self.config.attention == "int8":
             quantize_attention_(graph, layers)
-        fold_single_keys_(graph)
+        folded = fold_single_keys_(graph)
         fuse_(graph, layers)
         absorb_codes_(graph)
         inputs = {}
@@ -170,7 +166,8 @@ class LoweredCalls:
             from mezzotint.gpu.compiling import compile_kernels  # Triton is an extra, and slow to import
 
             compile_kernels(lambda: module(*inputs.values()))
-        return Lowered(module, inputs, costs=step_costs(graph, self._layers, self.config.dtype))
+        costs = step_costs(graph, self._layers, self.config.dtype)
+        return Lowered(module, inputs, costs=costs, attention=attention_reports(graph, folded, self.config.dtype))
 
     def _to_host_(self) -> None:
         """Moves the packed weights of lowered layers off the device."""

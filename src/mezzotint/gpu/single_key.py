@@ -15,12 +15,15 @@ from mezzotint.gpu.vocabulary import ATTENTION, CODES, PRODUCT, Node
 _ATEN = torch.ops.aten
 
 
-def fold_single_keys_(graph: fx.Graph) -> None:
-    """Puts v in the place of every attention in floats that has one key; changes `graph`."""
+def fold_single_keys_(graph: fx.Graph) -> list[str]:
+    """Puts v in the place of every attention in floats that has one key; changes `graph`, returns their names."""
+    folded = []
     for node in list(graph.nodes):
         if node.target is ATTENTION and node.args[2].meta["rows"][1] == 1:
+            folded.append(node.args[3])
             _put(graph, node, node.args[2])
     graph.eliminate_dead_code()
+    return folded
 
 
 def _put(graph: fx.Graph, wide: Node, row: Node) -> None:
