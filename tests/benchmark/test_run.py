@@ -14,7 +14,7 @@ from mezzotint.benchmark.row import USUAL_SOURCE, Row
 from mezzotint.benchmark.rows import UNFINISHED, RowFile
 from mezzotint.benchmark.run import expected_seconds, run_cells
 from mezzotint.config import with_settings
-from mezzotint.errors import ConfigError
+from mezzotint.errors import ConfigError, OutputError
 from mezzotint.evaluation.cost import FixedCost
 from mezzotint.evaluation.evaluate import measure_cost
 from mezzotint.pipeline import quantize
@@ -114,7 +114,14 @@ def test_a_cell_is_expected_to_take_what_cells_like_it_took() -> None:
 def test_wrong_scores_are_refused_before_anything_is_calibrated(tmp_path: Path, cells: list[Cell]) -> None:
     with pytest.raises(ConfigError, match="metrics: expected some of fid"):
         run(cells, tmp_path, metrics=["fdi"])
-    assert not RowFile(tmp_path).read()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, cells: list[Cell]) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="holds other files and no table"):
+        run(cells, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_row_says_what_its_integers_cost_and_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

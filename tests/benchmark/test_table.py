@@ -67,6 +67,12 @@ def test_only_what_was_judged_on_the_same_images_is_compared() -> None:
     assert (len(block.lines), block.setting) == (1, "")
 
 
+def test_other_numbers_of_images_stand_apart_and_say_so() -> None:
+    few, many = make_row(samples=2048, fd=1.0), make_row("nearest", fd=2.0)
+    blocks = recipe_blocks([few, many])
+    assert [(block.setting, len(block.lines)) for block in blocks] == [("2,048 images", 1), ("5,000 images", 1)]
+
+
 def test_best_and_within_the_spread(rows: list[Row]) -> None:
     block = next(block for block in recipe_blocks(rows) if block.bits == "w4a8")
     assert block.standings(FD) == ["", "", "best"]

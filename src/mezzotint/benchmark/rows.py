@@ -81,6 +81,16 @@ class RowFile:
             logger.warning("%s: the last line has no end; its cell runs again", self.path)
             os.truncate(self.path, end)
 
+    def check_place(self) -> None:
+        """OutputError where the folder holds other things and no table."""
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise OutputError(f"{self.folder}: is a file; name a folder for the table")
+        names = {path.name for path in self.folder.iterdir()}
+        if names and not names & {ROWS, PLANNED, UNFINISHED}:
+            raise OutputError(f"{self.folder}: holds other files and no table; name a new folder, or one of a table")
+
     def plan(self, cells: Iterable[Mapping[str, Any]]) -> None:
         """Adds the names of cells (`Cell.key`) to those that were asked for."""
         names = [*self.planned(), *map(dict, cells)]

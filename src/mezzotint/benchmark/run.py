@@ -64,8 +64,7 @@ def run_cells(
     """
     started = time.perf_counter()
     file = RowFile(folder)
-    file.cut_torn_line()
-    file.plan(cell.key for cell in cells)
+    file.check_place()
     for cell in cells:
         wanted_parts(pipeline, cell.config)  # refuses before hours of work
     samples = {cell.samples for cell in cells}
@@ -74,6 +73,8 @@ def run_cells(
     drawing: dict[str, Any] = {"samples": samples.pop(), "device": device, "batch_size": batch_size}
     shown: dict[str, Any] = {"inputs": inputs, "source": source}
     bench = Bench.of(pipeline, folder, **drawing, **shown, metrics=metrics, reference=reference)
+    file.cut_torn_line()
+    file.plan(cell.key for cell in cells)
     outcome, rows = Outcome([], [], []), file.read()
     for cell in cells:
         row = finished(cell, rows, bench.base.sha256, bench.told)

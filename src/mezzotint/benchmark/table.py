@@ -221,13 +221,15 @@ def _place(line: Line) -> tuple[int, bool]:
 
 
 def _setting(line: Line, lines: Sequence[Line]) -> str:
-    """What of sampler, prompts, weights and arithmetic differs among the `lines` of the model, as this line has it."""
+    """What of sampler, prompts, weights, images, arithmetic differs among `lines` of the model, as this line has it."""
     row, others = line.first, [other for other in lines if other.first.model == line.first.model]
     words = _options(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
     if len({other.first.shown for other in others}) > 1:
         words.append(row.told.source if row.told else USUAL_SOURCE)
     if len({other.first.weights for other in others}) > 1:
         words.append(f"weights {row.weights[:8] or 'not recorded'}")
+    if len({other.first.samples for other in others}) > 1:
+        words.append(f"{row.samples:,} images")
     if len({other.first.drawn for other in others}) > 1:
         words.append(row.drawn)
     return ", ".join(words)

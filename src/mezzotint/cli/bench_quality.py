@@ -118,7 +118,9 @@ def bench_quality(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Seconds: no cell begins that would take longer than what is left of them, as cells like it took.",
+            help="Seconds: no cell begins that would take longer than what is left of them, as cells like it took; the "
+            "first of its kind always begins.",
+            min=0,
             show_default="no limit",
             rich_help_panel=options.RUNNING,
         ),
