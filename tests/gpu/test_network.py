@@ -20,8 +20,9 @@ pytestmark = pytest.mark.usefixtures("traceable")
 
 FLOAT32 = LoweringConfig(torch.float32)
 ON_CODES = LoweringConfig(torch.float32, attention="int8")
+FLOAT_DB = 40  # kernels of a GPU with float32 between products
 ON_CODES_DB = 35  # measured 69 and more; with attention in floats 31 to 33
-SAME_DB = 30  # what these small models make of codes that another order of sums tips over: 33 and more, see below
+SAME_DB = 30  # what these small models make of codes that another order of sums tips over: 33 and more
 DTYPE_DB = {torch.float16: 26, torch.bfloat16: 22}
 
 
@@ -240,18 +241,18 @@ def test_what_cannot_be_lowered_is_an_error() -> None:
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPE_DB])
 def test_kernels_compute_what_torch_does(kind: str, bits: str, dtype: torch.dtype) -> None:
-    """Norms and SiLUs off by 1e-7 to 1e-6 of themselves, tried on a CPU, left 32.9 dB and more."""
+    """Norms and SiLUs off by 1e-7 to 1e-6 of themselves, tried on a CPU, left 32.9 dB and more; a GPU has to tell."""
     network = fresh(kind, bits, matmuls=False)
     expected = eps(network)
     result = eps(lower_network_(network.cuda(), LoweringConfig(dtype)), device="cuda")
-    assert decibels(expected, result) > DTYPE_DB.get(dtype, SAME_DB)
+    assert decibels(expected, result) > DTYPE_DB.get(dtype, FLOAT_DB)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["pixels", "text"])
 def test_kernels_of_attention_on_codes_compute_what_torch_does(kind: str) -> None:
     expected = eps(integer_network(kind))
-    assert decibels(expected, eps(lower_network_(fresh(kind).cuda(), ON_CODES), device="cuda")) > SAME_DB
+    assert decibels(expected, eps(lower_network_(fresh(kind).cuda(), ON_CODES), device="cuda")) > ON_CODES_DB
 
 
 @pytest.mark.gpu
