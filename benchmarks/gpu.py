@@ -40,9 +40,10 @@ from torch import Tensor, nn
 
 import mezzotint.models.importing.configs as configs
 from mezzotint.calibration.plan import plan_layers
+from mezzotint.gpu.comparing import compare_steps
 from mezzotint.gpu.costs import Rates, totals
 from mezzotint.gpu.network import Lowered, LoweringConfig, lower_network_
-from mezzotint.gpu.timing import compare_steps, float_call, kernel_times, measured_rates, milliseconds, peak_bytes
+from mezzotint.gpu.timing import float_call, kernel_times, measured_rates, milliseconds, peak_bytes
 from mezzotint.grid.packing import pack
 from mezzotint.layers.attention import QuantizedAttnProcessor
 from mezzotint.layers.int_base import IntWeightedLayer

@@ -28,6 +28,8 @@ from mezzotint.cli.inputs import parse_seeds
 from mezzotint.cli.output import LineProgress, RichProgress, size
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError
+from mezzotint.gpu.network import lower_network_, lowered_report
+from mezzotint.loading import load
 from mezzotint.models import zoo
 from mezzotint.progress import NullProgress, as_callback
 from mezzotint.recipes.registry import PRESETS, RECIPES, make_config
@@ -80,7 +82,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     """The only line on stderr; there must be nothing on stdout."""
     out, err = capsys.readouterr()
     assert out == ""
-    lines = [line for line in err.splitlines() if not line.startswith("load ")]
+    lines = [line for line in err.splitlines() if not line.startswith("loaded ")]
     assert len(lines) == 1, err
     return lines[0]
 
@@ -204,9 +206,31 @@ def test_inspect_lists_every_layer_of_an_artifact(artifact: str, capsys: pytest.
     assert all(layer["kernel"] and layer["reason"] for layer in answer["layers"])
     conv_in = next(layer for layer in answer["layers"] if layer["name"] == "conv_in")
     assert (conv_in["kind"], conv_in["weight_bits"], conv_in["shape"]) == ("conv2d", 8, [16, 3, 3, 3])
-    assert answer["totals"]["bytes"] == (Path(artifact) / "unet" / "quantized.safetensors").stat().st_size
+    weights = Path(artifact) / "unet" / "quantized.safetensors"
+    assert answer["totals"]["bytes"] == weights.stat().st_size
+    tensors = load_file(weights).values()
+    assert answer["totals"]["tensor_bytes"] == sum(tensor.nbytes for tensor in tensors)
     assert run(["inspect", artifact]) == 0
-    assert "conv_in" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "conv_in" in shown
+    assert f"the network takes {size(answer['totals']['tensor_bytes'])}, as tables and mezzotint bench count it" in shown
+
+
+def test_inspect_for_a_gpu_tells_what_runs_there_once_optimized(
+    artifact: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether or not one is here; the plain kernels are named as what runs otherwise."""
+    assert run(["inspect", artifact, "--device", "cuda", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer["totals"]["kernels"]) == {"triton", "flash"}
+    assert answer["device"] == "cuda"
+    assert run(["inspect", artifact, "--device", "cuda"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Why these kernels, on a GPU after optimize()" in shown
+    assert "a network that nothing optimized, plain ones: reference" in shown
+    network = lower_network_(load(artifact).unet)
+    reports = [lowered_report(network, layer["name"]) for layer in answer["layers"]]
+    assert [(layer["kernel"], layer["reason"]) for layer in answer["layers"]] == reports
 
 
 def test_inspect_says_what_would_become_of_a_float_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,8 +447,12 @@ def test_progress_off_a_terminal_is_one_line_a_phase(capsys: pytest.CaptureFixtu
         progress.advance(unit="mid_block", loss=0.03125)
     progress.finish()
     err = capsys.readouterr().err
-    assert err.startswith("reconstruct: 28 in 0.0 s")
-    assert err.endswith("unit mid_block loss 0.03125\n")
+    assert err == "reconstructed in 0.0 s (28 steps) unit mid_block loss 0.03125\n"
+    for phase in ("load emoji: an old one", "fit: weights", "ponder"):
+        progress.start(phase, 1)
+        progress.finish()
+    said = ("loaded emoji an old one", "fitted weights", "ponder: done")
+    assert capsys.readouterr().err == "".join(f"{words} in 0.0 s\n" for words in said)
 
 
 def test_bars_fill_and_show_the_newest_numbers() -> None:

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "gpu": {"kernels", "layers"},
     "optimization": {"fusing", "gpu", "layers"},
     "speed": {"layers", "models"},
+    "resident": {"loading", "optimization", "speed"},
     "benchmark": {"base", "calibration", "config", "evaluation", "manifest", "optimization", "pipeline", "recipes"}
     | NUMBERS
     | DIFFUSION,

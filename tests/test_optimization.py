@@ -148,6 +148,8 @@ def test_pipelines_and_errors() -> None:
     assert optimize(pipeline, fuse=False) is pipeline
     with pytest.raises(ConfigError, match="weights must be one of unpacked, packed, got 'zipped'"):
         optimize(pipeline, weights="zipped")
+    with pytest.raises(ConfigError, match="activations must be one of bf16, fp16, fp32, got 'int4'"):
+        optimize(pipeline, activations="int4")
 
 
 ISA = """

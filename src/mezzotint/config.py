@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -205,16 +205,40 @@ def with_settings(config: QuantizeConfig, settings: Mapping[str, Any]) -> Quanti
     """
     data = config.model_dump()
     for name, value in settings.items():
+        check_option(name)
         *parents, leaf = name.split(".")
         part = data
         for parent in parents:
-            _check_option(part, parent, name)
             if part[parent] is None:
                 raise ConfigError(f"{name} has no effect: recipe {config.recipe!r} has no {parent}")
             part = part[parent]
-        _check_option(part, leaf, name)
         part[leaf] = value
     return validated(data)
+
+
+def check_option(name: str) -> None:
+    """ConfigError unless there is an option or a part of that dotted name, whether or not a recipe at hand has it."""
+    part: type[BaseModel] | None = QuantizeConfig
+    for word in name.split("."):
+        known = [] if part is None else list(part.model_fields)
+        if part is None or word not in known:
+            hint = f" (did you mean {'.'.join(FLAT_FIELDS[name])!r}?)" if name in FLAT_FIELDS else suggest(word, known)
+            choices = f"; its part has {', '.join(known)}" if known else ""
+            raise ConfigError(f"no option {name!r}{hint}{choices}")
+        part = _part(part.model_fields[word].annotation)
+
+
+def _part(annotation: Any) -> type[BaseModel] | None:
+    """The part that a field of this type holds, where it is not None; None for a plain option."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def absent_part(config: QuantizeConfig, name: str) -> str:
+    """The part of `config`, by its dotted name, that the option `name` belongs to and that is None; "" if none is."""
+    words = name.split(".")
+    parts = (".".join(words[:count]) for count in range(1, len(words)))
+    return next((part for part in parts if setting(config, part) is None), "")
 
 
 def setting(config: QuantizeConfig, name: str) -> Any:
@@ -229,14 +253,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """A hint at the one of `known` that a mistyped `name` may mean, for the end of a clause; empty if none is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _check_option(part: Any, name: str, whole: str) -> None:
-    """ConfigError unless `part` (plain data) has an option or a part called `name`."""
-    known = list(part) if isinstance(part, dict) else []
-    if name not in known:
-        choices = f"; its part has {', '.join(known)}" if known else ""
-        raise ConfigError(f"no option {whole!r}{suggest(name, known)}{choices}")
 
 
 def validated(data: dict[str, Any]) -> QuantizeConfig:

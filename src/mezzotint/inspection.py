@@ -10,7 +10,10 @@ from torch import nn
 
 from mezzotint.artifact.skeleton import empty_float_network
 from mezzotint.calibration.plan import float_parts, plan_layers
-from mezzotint.gpu.network import lowered_report
+from mezzotint.gpu.network import LoweringConfig, lowered_report
+from mezzotint.gpu.report import layer_report
+from mezzotint.kernels.choose import choose
+from mezzotint.kernels.contract import KernelReport
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.manifest import Manifest
 from mezzotint.models.denoiser import example_inputs, network_of
@@ -18,18 +21,19 @@ from mezzotint.models.units import layers_by_role, list_units, split_shortcuts
 from mezzotint.recipes.registry import make_config
 
 
-def inspect(pipeline: DiffusionPipeline, *, bits: str = "w4a8") -> dict[str, Any]:
+def inspect(pipeline: DiffusionPipeline, *, bits: str = "w4a8", gpu: bool = False) -> dict[str, Any]:
     """Every layer of `pipeline` and totals, as plain data.
 
-    For a quantized pipeline: kind, shape, bits, the kernel that runs on this machine and the reason. For a float one:
-    what quantizing it to `bits` would do, its units and split shortcuts.
+    For a quantized pipeline: kind, shape, bits, the kernel that runs where it is and the reason; with `gpu` the kernel
+    that runs on a CUDA device once `optimize` has lowered the network there, which need not be at hand. For a float
+    one: what quantizing it to `bits` would do, its units and split shortcuts.
     """
     if hasattr(network_of(pipeline), "quantization"):
-        return describe_artifact(pipeline)
+        return describe_artifact(pipeline, gpu)
     return describe_float(pipeline, bits)
 
 
-def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
+def describe_artifact(pipeline: DiffusionPipeline, gpu: bool = False) -> dict[str, Any]:
     """Layers, kernels and totals of a quantized pipeline."""
     network = pipeline.unet
     manifest = network.quantization
@@ -37,7 +41,7 @@ def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
     shapes = _shapes(floating)
     layers = []
     for name, spec in manifest.layers.items():
-        report = lowered_report(network, name) or network.get_submodule(name).kernel_report()
+        report = _on_gpu(network, name) if gpu else _here(network, name)
         layers.append(
             {"name": name, **_grids(spec), "shape": shapes.get(name), "kernel": report.name, "reason": report.reason}
         )
@@ -53,17 +57,37 @@ def describe_artifact(pipeline: DiffusionPipeline) -> dict[str, Any]:
             "layers": dict(Counter(layer["kind"] for layer in layers)),
             "kernels": dict(Counter(layer["kernel"] for layer in layers)),
             "bytes": manifest.files["unet/quantized.safetensors"].bytes,
+            "tensor_bytes": sum(leaf.nbytes for leaf in network.state_dict().values()),
             "float_bytes": 4 * sum(leaf.numel() for leaf in floating.parameters()),
             "pipeline_bytes": sum(manifest.files[name].bytes for name in weights),
         },
-        "parts": {name: _describe_part(pipeline, name, manifest) for name in manifest.parts},
+        "parts": {name: _describe_part(pipeline, name, manifest, gpu) for name in manifest.parts},
     }
 
 
-def _describe_part(pipeline: Any, name: str, manifest: Manifest) -> dict[str, Any]:
-    """A quantized part beside the denoiser, in short."""
-    record = manifest.parts[name]
-    reports = [pipeline.components[name].get_submodule(layer).kernel_report() for layer in record.layers]
+def _here(network: Any, name: str) -> KernelReport:
+    """What runs the layer called `name` where it is, lowered or not."""
+    found: KernelReport = lowered_report(network, name) or network.get_submodule(name).kernel_report()
+    return found
+
+
+def _on_gpu(network: Any, name: str) -> KernelReport:
+    """What would run that layer on a CUDA device after `optimize`, as far as that goes without the shapes of a call."""
+    usual = LoweringConfig()
+    lowered = layer_report(network, name, usual.dtype, usual.attention == "int8", [])
+    return lowered or _plain_on_gpu(network, name)
+
+
+def _plain_on_gpu(network: Any, name: str) -> KernelReport:
+    """What would run that layer on a CUDA device if nothing lowered it."""
+    layer = network.get_submodule(name)
+    return choose(layer.spec.kind, "cuda", kernel=layer.kernel)
+
+
+def _describe_part(pipeline: Any, name: str, manifest: Manifest, gpu: bool) -> dict[str, Any]:
+    """A quantized part beside the denoiser, in short; `optimize` lowers the denoiser alone."""
+    record, network = manifest.parts[name], pipeline.components[name]
+    reports = [_plain_on_gpu(network, n) if gpu else network.get_submodule(n).kernel_report() for n in record.layers]
     return {
         "bits": record.bits,
         "layers": len(record.layers),

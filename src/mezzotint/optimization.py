@@ -33,12 +33,20 @@ from mezzotint.gpu.network import LoweringConfig, lower_network_
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 
 WEIGHTS = ("unpacked", "packed")
+ACTIVATIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked", attention: str = "bf16") -> Any:
+def optimize(
+    pipeline: Any,
+    *,
+    fuse: bool = True,
+    weights: str = "unpacked",
+    attention: str = "bf16",
+    activations: str = "bf16",
+) -> Any:
     """`pipeline` with its quantized networks prepared for fast calls where it is; changes and returns it.
 
-    On a CUDA device the denoiser runs as one CUDA graph with bfloat16 activations between products, see `gpu.network`.
+    On a CUDA device the denoiser runs as one CUDA graph with `activations` between products, see `gpu.network`.
 
     Args:
         fuse: trace the denoiser on its first call and fuse what lies between the products (seconds, once for each
@@ -49,27 +57,38 @@ def optimize(pipeline: Any, *, fuse: bool = True, weights: str = "unpacked", att
             the model was calibrated. "bf16" is the default because it is faster: on an H200 a step of Stable Diffusion
             v1 took 23.5 ms with it and 28.6 with "int8" at batch 16, 4.8 and 5.6 at batch 2 (docs/LOG.md). On a CPU
             they are always of codes.
+        activations: what lies between integer products on a CUDA device: "bf16", "fp16" (three more bits of mantissa,
+            nothing beyond 65504) or "fp32" (twice the bytes; what a CPU always has).
 
     Raises:
         ModelError: no part of the pipeline is quantized.
-        ConfigError: `weights` or `attention` is none of the above, or the pipeline is neither on the CPU nor on CUDA
-            and `fuse` is on. On the first call, if `attention` is "int8" and no attention has grids.
+        ConfigError: `weights`, `attention` or `activations` is none of the above, or the pipeline is neither on the
+            CPU nor on CUDA and `fuse` is on. On the first call, if `attention` is "int8" and no attention has grids.
     """
     networks = {name: m for name, m in pipeline.components.items() if isinstance(m, nn.Module) and _layers(m)}
     if not networks:
         raise ModelError(f"{type(pipeline).__name__} has no quantized part to optimize; quantize it first")
     for name, network in networks.items():
-        optimize_network_(network, fuse=fuse and name == "unet", weights=weights, attention=attention)
+        optimize_network_(
+            network, fuse=fuse and name == "unet", weights=weights, attention=attention, activations=activations
+        )
     return pipeline
 
 
 def optimize_network_(
-    network: nn.Module, *, fuse: bool = True, weights: str = "unpacked", attention: str = "bf16"
+    network: nn.Module,
+    *,
+    fuse: bool = True,
+    weights: str = "unpacked",
+    attention: str = "bf16",
+    activations: str = "bf16",
 ) -> nn.Module:
     """As `optimize`, for one network; changes and returns it."""
     if weights not in WEIGHTS:
         raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    lowering = LoweringConfig(attention=attention)
+    if activations not in ACTIVATIONS:
+        raise ConfigError(f"activations must be one of {', '.join(ACTIVATIONS)}, got {activations!r}")
+    lowering = LoweringConfig(dtype=ACTIVATIONS[activations], attention=attention)
     layers = _layers(network)
     places = {buffer.device.type for layer in layers for buffer in layer.buffers()}
     if fuse and places == {"cuda"}:

@@ -55,8 +55,23 @@ def run(cell: Cell, folder: Path) -> Any:
     return run_cells(narrow_pipeline(), [cell], folder, device="cpu", batch_size=2)
 
 
-def integer_row(**changes: Any) -> Row:
-    return make_row(arithmetic="integer", attention="bf16", **changes)
+def deployed_row(**changes: Any) -> Row:
+    return make_row(arithmetic="deployed", attention="bf16", **changes)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "device", "coded", "attention", "activations"),
+    [
+        ("integer", "cuda:1", True, "int8", "fp32"),
+        ("integer", "cuda", False, "bf16", "fp32"),
+        ("deployed", "cuda", True, "bf16", "bf16"),
+        ("deployed", "cpu", True, "int8", "fp32"),
+    ],
+)
+def test_integer_is_as_defined_and_deployed_as_users_get_it(
+    arithmetic: Any, device: str, coded: bool, attention: str, activations: str
+) -> None:
+    assert measuring._how(arithmetic, device, coded) == {"attention": attention, "activations": activations}
 
 
 @pytest.mark.usefixtures("traceable")
@@ -112,27 +127,27 @@ def test_where_no_integer_network_can_be_made_the_row_says_so(
 
 
 def test_rows_of_both_are_neither_averaged_nor_compared(tmp_path: Path) -> None:
-    rows = [make_row(seed=1, fd=1.0), make_row("nearest", fd=3.0), integer_row(seed=2, fd=9.0), integer_row(seed=3)]
+    rows = [make_row(seed=1, fd=1.0), make_row("nearest", fd=3.0), deployed_row(seed=2, fd=9.0), deployed_row(seed=3)]
     blocks = recipe_blocks(rows)
     assert [(block.setting, [len(line.rows) for line in block.lines]) for block in blocks] == [
-        ("integer networks (attention in bf16)", [2]),
+        ("networks as deployed (attention in bf16)", [2]),
         ("simulated networks", [1, 1]),
     ]
     table, *_ = tables(rows)
-    assert "drawn by the integer networks (attention in bf16), simulated networks;" in table.caption
+    assert "drawn by the networks as deployed (attention in bf16), simulated networks;" in table.caption
     assert any(note.endswith("the simulated networks that they were made from") for note in table.notes)
-    assert "W4A8 eda-dm, integer" in render_report(rows, [table], [], tmp_path)
+    assert "W4A8 eda-dm, deployed" in render_report(rows, [table], [], tmp_path)
 
 
 def test_a_cell_of_both_is_two_cells_in_files_too(tmp_path: Path) -> None:
-    rows = [make_row(), integer_row(), integer_row().model_copy(update={"attention": "int8"})]
+    rows = [make_row(), deployed_row(), deployed_row().model_copy(update={"attention": "int8"})]
     for row in rows:
         RowFile(tmp_path / "one").append(row)
     assert merge([tmp_path / "one"], tmp_path / "both") == rows
-    planned = [rows[0].key, integer_row(seed=5).key]
-    assert missing_cells(planned, rows) == ["emoji w4a8 eda-dm seed 5 integer"]
+    planned = [rows[0].key, deployed_row(seed=5).key]
+    assert missing_cells(planned, rows) == ["emoji w4a8 eda-dm seed 5 deployed"]
     changes = {"iters": 400, "calib_size": 32}
-    plan = Plan("emoji", ("eda-dm",), seeds=(1,), samples=5000, changes=changes, arithmetic="integer")
+    plan = Plan("emoji", ("eda-dm",), seeds=(1,), samples=5000, changes=changes, arithmetic="deployed")
     (cell,) = list_cells(plan, "ddim")
     assert finished(cell, rows[:1], "ab" * 32) is None
     assert finished(cell, rows, "ab" * 32) is rows[1]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from mezzotint.benchmark.plan import Plan, list_cells, same_work
-from mezzotint.config import with_settings
+from mezzotint.benchmark.plan import Plan, list_cells, same_work, without_effect
+from mezzotint.config import StepPhase, with_settings
 from mezzotint.errors import ConfigError
 from mezzotint.recipes.differences import differences
 from mezzotint.recipes.registry import make_config
@@ -23,6 +25,20 @@ def test_settings_reach_every_config() -> None:
     (cell,) = list_cells(plan, "ddim")
     assert cell.config.ranges.norm == 3.0
     assert cell.label == "m w4a8 nearest seed 1234 (L3)"
+
+
+def test_settings_leave_recipes_alone_that_lack_their_part() -> None:
+    """They keep their plain name, and say which setting they lack what part for."""
+    both = {"reconstruction.step_phase": {"share": 0.5}, "reconstruction.step_phase.norm": 2.0}
+    plan = Plan("m", ("nearest", "eda-dm"), settings=both, variant="V")
+    nearest, ours = list_cells(plan, "ddim")
+    assert (nearest.variant, ours.variant) == ("", "V")
+    assert nearest.config == list_cells(Plan("m", ("nearest",)), "ddim")[0].config
+    assert ours.config.reconstruction is not None
+    assert ours.config.reconstruction.step_phase == StepPhase(share=0.5, norm=2.0)
+    assert without_effect(plan, "ddim") == {name: {"nearest": "reconstruction"} for name in both}
+    (kept, _) = list_cells(replace(plan, settings={**both, "softmax_bits": 7}), "ddim")
+    assert (kept.variant, kept.config.softmax_bits) == ("V", 7)
 
 
 def test_differences_bring_both_ends_and_change_one_thing_each() -> None:
@@ -49,7 +65,13 @@ def test_ablations_that_change_nothing_make_no_cell() -> None:
     [
         (Plan("m", ("nearst",)), "no recipe 'nearst'.*did you mean 'nearest'"),
         (Plan("m", settings={"ranges.nrm": 3}), "no option 'ranges.nrm'"),
-        (Plan("m", ("nearest",), settings={"reconstruction.iters": 3}), "no effect: recipe 'nearest'"),
+        (Plan("m", ("nearest",), settings={"reconstruction.iters": 3}), "no effect: nearest has no reconstruction"),
+        (Plan("m", ("nearest", "eda-dm"), settings={"reconstruction.layer_wieght": 0}), "did you mean 'layer_weight'"),
+        (Plan("m", ("nearest",), settings={"layer_weight": 0}), "did you mean 'reconstruction.layer_weight'"),
+        (
+            Plan("m", ("nearest", "eda-dm"), settings={"reconstruction.step_phase.norm": 2}),
+            "reconstruction.step_phase.norm has no effect: nearest, eda-dm have no reconstruction or no reconst",
+        ),
     ],
 )
 def test_wrong_words_are_refused_before_anything_runs(plan: Plan, words: str) -> None:

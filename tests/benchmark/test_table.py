@@ -141,7 +141,7 @@ def test_what_the_sampler_sees_is_a_column_where_it_is_another_number() -> None:
 
 def test_verdict_names_the_best_and_where_ours_stands(rows: list[Row]) -> None:
     found = verdict(rows)
-    assert found.headline == "eda-dm is closest to the float model in 2 of 2 settings."
+    assert found.headline == "eda-dm is closest to the float model in 2 of 2 bit settings."
     text = " ".join(found.sentences)
     assert "W4A8. FD to the float model: best is eda-dm 1.30 ± 0.10, then eda-dm-official 18.00; PSNR, mean" in text
     assert "1 clearly raise the Fréchet distance" in text
@@ -153,10 +153,10 @@ def test_verdict_names_the_best_and_where_ours_stands(rows: list[Row]) -> None:
     [
         (
             1.05,
-            "in none of 1 setting, but within the spread of the closest in 1.",
+            "in none of 1 bit setting, but within the spread of the closest in 1.",
             "eda-dm is within the spread of the best",
         ),
-        (3.0, "in none of 1 setting.", "eda-dm is not within the spread of the best"),
+        (3.0, "in none of 1 bit setting.", "eda-dm is not within the spread of the best"),
     ],
 )
 def test_verdict_says_when_ours_is_not_the_best(fd: float, headline: str, words: str) -> None:
@@ -173,3 +173,44 @@ def test_verdict_of_one_recipe_claims_nothing() -> None:
 def test_verdict_without_ours_names_the_best() -> None:
     found = verdict([make_row("nearest", fd=2.0), make_row("ptq4dm", fd=1.0)])
     assert found.headline == "Closest to the float model: ptq4dm at W4A8."
+
+
+def test_a_bit_setting_drawn_by_two_arithmetics_counts_once() -> None:
+    def both(ours: float) -> list[Row]:
+        """Ours against 1.5 at W4A8: 1.0 simulated, `ours` on integers."""
+        integer = {"arithmetic": "integer", "attention": "bf16"}
+        rows = [make_row("nearest", fd=1.5), make_row(fd=1.0)]
+        return [*rows, make_row("nearest", fd=1.5, **integer), make_row(fd=ours, **integer)]
+
+    found = verdict(both(1.0))
+    assert found.headline == "eda-dm is closest to the float model in 1 of 1 bit setting."
+    words = (
+        "counts once, as what it is on every one of them: W4A8 on 2 (integer networks (attention in bf16); simulated"
+    )
+    assert words in found.sentences[-1]
+    close, worse = (verdict(both(fd)).headline for fd in (1.55, 2.0))
+    assert close.endswith(
+        "closest to the float model in none of 1 bit setting, but within the spread of the closest in 1."
+    )
+    assert worse == "eda-dm is closest to the float model in none of 1 bit setting."
+
+
+def test_the_headline_says_where_single_images_disagree_with_sets() -> None:
+    far, near = ({"psnr_mean_db": db, "psnr_interval_db": (db - 0.1, db + 0.1)} for db in (27.0, 28.0))
+    rows = [make_row("q-diffusion", fd=2.0, **near), make_row(fd=1.0, **far)]
+    found = verdict(rows)
+    assert found.headline == (
+        "eda-dm is closest to the float model by Fréchet distance in 1 of 1 bit setting; by mean PSNR it is q-diffusion "
+        "at W4A8."
+    )
+    assert (
+        "the two disagree: as sets the images of eda-dm are closer, one by one those of q-diffusion"
+        in found.sentences[0]
+    )
+    others = [row.model_copy(update={"recipe": "nearest"}) if row.recipe == "eda-dm" else row for row in rows]
+    assert verdict(others).headline == (
+        "Closest to the float model by Fréchet distance: nearest at W4A8; by mean PSNR it is q-diffusion at W4A8."
+    )
+    same = [make_row("q-diffusion", fd=2.0, **far), make_row(fd=1.0, **far)]
+    assert "PSNR" not in verdict(same).headline
+    assert "disagree" not in " ".join(verdict(same).sentences)

@@ -89,11 +89,14 @@ def test_costs_are_a_table_with_a_line_for_all_recipes_that_cost_the_same() -> N
         ["W4A8", "eda-dm", "0.25", "4.00×", "2.00×", "0.128", "0.0128", "16.00×", "4.00×"],
     ]
     assert "an image takes 100 calls" in table.caption
+    assert len(set(table.header)) == len(table.header)
+    assert "bytes are those of the stored tensors, codes packed; a file has a header besides" in table.notes[0]
 
 
 def test_a_pipeline_of_several_networks_has_its_bytes_beside() -> None:
     (_, table) = tables([make_row(cost=make_cost(250_000, beside=1_000_000)), make_row("nearest", calls=51)])
-    assert table.header[2:7] == ["calls", "network, MB", "vs fp32", "vs fp16", "pipeline, MB"]
+    assert table.header[2:7] == ["calls", "network, MB", "network vs fp32", "network vs fp16", "pipeline, MB"]
+    assert len(set(table.header)) == len(table.header)
     last = [field.text for field in table.sections[-1][-1]]
     assert last[:7] == ["W4A8", "eda-dm", "100", "0.25", "4.00×", "2.00×", "1.25"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mezzotint
-from mezzotint import speed
+from mezzotint import resident, speed
 from mezzotint.cli.app import run
 from mezzotint.cli.verdicts import verdict
 from tiny import tiny_pipeline, tiny_unet
@@ -30,6 +30,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     quantized = mezzotint.quantize(mezzotint.load(folder / "float"), config=quick)
     mezzotint.save_quantized(quantized, folder / "int")
     return str(folder / "float"), str(folder / "int")
+
+
+@pytest.fixture(autouse=True)
+def peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory without the processes that measure it: 1 MB for the first variant, 2 MB for the next."""
+
+    def count(model: str, variants: list[str], batch: int, threads: int) -> dict[str, int | None]:
+        return {name: None if name == "bf16-eager" else n * 10**6 for n, name in enumerate(variants, 1)}
+
+    monkeypatch.setattr(resident, "can_measure", lambda: True)
+    monkeypatch.setattr(resident, "peak_bytes", count)
 
 
 def bench(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -56,6 +67,7 @@ def test_a_choice_of_attention_is_for_a_gpu(folders: tuple[str, str], capsys: py
 def test_a_float_model_says_how_to_go_on(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     result = bench(capsys, folders[0])
     assert [row["variant"] for row in result["variants"]] == list(speed.FLOATS)
+    assert [row.get("peak_bytes") for row in result["variants"]] == [1_000_000, 2_000_000, None]
     assert "mezzotint quantize" in result["verdict"]
 
 
@@ -63,6 +75,11 @@ def test_the_table_names_the_machine(folders: tuple[str, str], capsys: pytest.Ca
     assert run(["bench", folders[1], "--runs", "1", "--batch", "1"]) == 0
     out = capsys.readouterr().out
     assert "Slowest layers" in out
+    lines = [line.split("│")[-2].strip() for line in out.splitlines() if line.startswith(("│ fp32", "│ bf16", "│ w8a8"))]
+    assert lines == ["1.00 MB", "2.00 MB", "not measured", "4.00 MB"]
+    said = " ".join(out.replace("│", " ").split())
+    assert "resident set at its highest in a step, in a process of its own" in said
+    assert "of tensors; a file has a header besides" in said
     assert "verdict" in out
 
 

@@ -52,9 +52,10 @@ def test_a_table_from_nothing(model: str, tmp_path: Path, capsys: pytest.Capture
         (["--recipes", "nearst"], "no recipe 'nearst' (did you mean 'nearest'?)"),
         (["--set", "iters"], "--set 'iters': write PART.OPTION=VALUE"),
         (["--set", "ranges.nrm=3"], "no option 'ranges.nrm'"),
+        (["--recipes", "nearest", "--set", "reconstruction.layer_wieght=0"], "(did you mean 'layer_weight'?)"),
         (["--seeds", "1,1"], "--seeds '1,1': 1 of them are named twice"),
         (["--metrics", "fdi"], "metrics: expected some of fid"),
-        (["--arithmetic", "bf16"], "arithmetic must be one of simulated, integer, got 'bf16'"),
+        (["--arithmetic", "bf16"], "arithmetic must be one of simulated, integer, deployed, got 'bf16'"),
         (["--labels", "3"], "--labels: DDIMPipeline is unconditional"),
         (["--merge", "nowhere"], "nowhere: holds no finished cell"),
         (["--reference", "nowhere", "--metrics", "fid"], "nowhere: no such reference"),
@@ -67,6 +68,17 @@ def test_wrong_words_are_said_on_one_line(
     said = capsys.readouterr().err.splitlines()
     assert complaint in said[-1]
     assert not (tmp_path / "t" / "rows.jsonl").exists()
+
+
+def test_a_setting_that_says_nothing_to_a_recipe_is_told_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ends at a reference that is not there, before anything is calibrated."""
+    words = ["--recipes", "nearest,ptq4dm,eda-dm", "--set", "reconstruction.layer_weight=0", "--reference", "nowhere"]
+    assert run(["bench-quality", "-m", model, "-o", str(tmp_path / "t"), *QUICK, *words, "--metrics", "fid"]) == 2
+    said = capsys.readouterr().err
+    line = "--set: reconstruction.layer_weight does nothing for nearest, ptq4dm (no reconstruction)\n"
+    assert said.count("does nothing") == said.count(line) == 1
 
 
 def test_a_finished_cell_on_one_line() -> None:

@@ -73,7 +73,7 @@ def test_what_does_not_fit_the_model_is_one_line(
     family, words, complaint = WRONG[case]
     (elsewhere / "prompts.txt").write_text("a cat\n")
     assert run(["quantize", models[family], "-o", "out", *words, *SMALL]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("load ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("loaded ")]
     assert len(lines) == 1
     assert complaint in lines[0]
     assert sorted(path.name for path in elsewhere.iterdir()) == ["prompts.txt"]

@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from scipy import linalg
 
-from mezzotint.evaluation.frechet import Statistics, first_features, frechet_distance, psd_root, statistics
+from mezzotint.evaluation.frechet import (
+    THREADED_FROM,
+    Statistics,
+    first_features,
+    frechet_distance,
+    frechet_estimate,
+    one_thread,
+    psd_root,
+    statistics,
+)
 
 
 def gaussian(features: int, seed: int) -> Statistics:
@@ -76,3 +88,31 @@ def test_root_of_a_matrix_with_a_negative_eigenvalue_from_rounding() -> None:
 def test_different_numbers_of_features_are_an_error() -> None:
     with pytest.raises(ValueError, match="3 and of 4 features"):
         frechet_distance(gaussian(3, seed=0), gaussian(4, seed=0))
+
+
+def test_small_problems_run_on_one_thread_and_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait for each other after every step of an eigenproblem: seconds, where other work runs beside it."""
+    seen: list[tuple[int, int]] = []
+    for name in ("eigh", "eigvalsh", "svdvals"):
+        solve = getattr(torch.linalg, name)
+
+        def watched(matrix: torch.Tensor, solve: Callable[..., Any] = solve) -> Any:
+            seen.append((len(matrix), torch.get_num_threads()))
+            return solve(matrix)
+
+        monkeypatch.setattr(torch.linalg, name, watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        stats = statistics(samples(40, 8, seed=4))
+        frechet_distance(stats, stats)
+        frechet_estimate(samples(40, 8, seed=5), stats, resamples=3, seed=0)
+        with pytest.raises(ValueError, match="boom"), one_thread(8):
+            raise ValueError("boom")
+        assert torch.get_num_threads() == 2
+        with one_thread(THREADED_FROM):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 3 + 3 + 1 + 4  # two distances, the root of the reference, all samples and three resamples
+    assert set(seen) == {(8, 1)}

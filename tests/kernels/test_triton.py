@@ -36,6 +36,12 @@ def test_triton_kernels(interpret: bool, chosen: str) -> None:
 
 
 @pytest.mark.slow
+def test_every_step_of_whole_networks_in_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
+    run([Path(__file__).with_name("network_cases.py")], {"TRITON_INTERPRET": "1"}, "")
+
+
+@pytest.mark.slow
 def test_what_triton_compiles_ahead_of_time(tmp_path: Path) -> None:
     """Shared memory is bounded, products of codes are those of the tensor cores; without a GPU."""
     pytest.importorskip("triton", reason="the extra 'gpu' is not installed")

@@ -28,8 +28,8 @@ def cost_tables(model: str, blocks: Sequence[Block]) -> list[TextTable]:
     parts = any(cost.pipeline.fp32 != cost.network.fp32 for _, cost, _ in same)
     calls = len({calls for *_, calls in same}) > 1
     words = ["bits", "recipes", *(["calls"] if calls else [])]
-    header = ["network, MB", "vs fp32", "vs fp16"] + (["pipeline, MB", "vs fp32", "vs fp16"] if parts else [])
-    header += ["BOPs a call, G", "BOPs an image, T", "vs fp32", "vs fp16"]
+    header = [name for what in ("network", *(["pipeline"] if parts else [])) for name in _columns(what, f"{what}, MB")]
+    header += ["BOPs a call, G", *_columns("BOPs", "BOPs an image, T")]
     floats: dict[tuple[str, int], list[str]] = {}
     sections: dict[str, list[list[str]]] = {}
     for (bits, cost, count), names in same.items():
@@ -49,11 +49,16 @@ def cost_tables(model: str, blocks: Sequence[Block]) -> list[TextTable]:
     ordered = sorted(floats.items(), key=lambda item: item[0][1])
     grouped = [[row for _, row in ordered], *sections.values()]
     fields = [[[Field(text) for text in row] for row in section] for section in grouped]
-    heavy = [header.index(name) for name in ("network, MB", "BOPs an image, T", "vs fp32")]
+    heavy = [header.index(name) for name in ("network, MB", "BOPs an image, T", "network vs fp32")]
     heavy += [index for index in range(len(header)) if index not in heavy]
     rank = [len(words) + index for index in heavy]
     caption, *notes = _cost_notes(same, parts)
     return [TextTable(f"{model}: cost", caption, [*words, *header], len(words), fields, notes, rank)]
+
+
+def _columns(what: str, figure: str) -> list[str]:
+    """The titles of a figure and of its two ratios, each unlike all others of the table."""
+    return [figure, f"{what} vs fp32", f"{what} vs fp16"]
 
 
 def _as_float(cost: FixedCost, bits: int) -> FixedCost:
@@ -91,7 +96,8 @@ def _cost_notes(same: Mapping[tuple[str, FixedCost, int], Any], parts: bool) -> 
     return [
         f"{cost.parameters / 1e6:,.1f} million parameters, {cost.macs / 1e9:,.2f} G multiply-accumulates a call; "
         f"an image takes {', '.join(map(str, counts))} calls, both of a guided step counted",
-        f"bytes are those of the stored tensors, codes packed{whole}",
+        "bytes are those of the stored tensors, codes packed; a file has a header besides, which names them "
+        f"(mezzotint inspect says both){whole}",
         "BOPs: multiply-accumulates × weight bits × activation bits",
         "latency and peak memory depend on the machine; mezzotint bench measures them, of an artifact",
     ]

@@ -5,11 +5,14 @@ evaluation split. Its arithmetic says what draws them:
 
     simulated    float arithmetic on grid values: what the integer network computes, up to the last bits of a float32
                  sum, on any device
-    integer      the integer network as it is deployed, prepared by `optimize`: on a GPU one CUDA graph of int8
-                 products with bfloat16 between them and in attention, on a CPU the fused kernels. A network that
-                 cannot be prepared is simulated instead; the log and the row say so.
+    integer      the integer network as it is defined: int8 products, those of attention too, and float32 between them;
+                 what the simulation computes, but for codes that another order of sums tips over, and faster
+    deployed     the integer network as `optimize` makes it: on a GPU with bfloat16 between products and in attention,
+                 which shifts the mean of eps a little (docs/LOG.md); on a CPU the same as "integer"
 
-SQNR is that of the simulated network in both cases, so that it means the same everywhere. Bytes and bit operations are
+A network that cannot be prepared is simulated instead; the log and the row say so.
+
+SQNR is that of the simulated network in every case, so that it means the same everywhere. Bytes and bit operations are
 those of the integer network that the cell's plan of layers makes; how fast that is, `mezzotint bench` says.
 """
 
@@ -31,7 +34,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from mezzotint.benchmark.bench import Bench, digest, slug
-from mezzotint.benchmark.plan import Cell
+from mezzotint.benchmark.plan import Arithmetic, Cell
 from mezzotint.benchmark.row import Row, Sheets
 from mezzotint.benchmark.rows import IMAGES
 from mezzotint.calibration.parts import quantize_parts
@@ -43,6 +46,7 @@ from mezzotint.evaluation.layers import LAYER_STEPS, LAYER_TRAJECTORIES, LayerSq
 from mezzotint.evaluation.pictures import contact_sheet, write_png
 from mezzotint.evaluation.result import Versions
 from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sampler_sqnr, mean_sqnr, measured_steps
+from mezzotint.layers.simulated import FakeQuantMatMul
 from mezzotint.layers.swap import to_integer
 from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import device_of, network_of, sample_shape
@@ -55,7 +59,6 @@ from mezzotint.sampling.guidance import is_guided
 from mezzotint.sampling.schedulers import make_scheduler
 
 SQNR_TRAJECTORIES = 64
-GPU_ATTENTION = "bf16"  # what `optimize` does there unless told otherwise
 
 logger = logging.getLogger("mezzotint")
 
@@ -115,26 +118,35 @@ def draw(bench: Bench, cell: Cell, quantized: DiffusionPipeline) -> tuple[Tensor
         quantized: its denoiser simulates, its other parts are on integers where the cell quantizes them.
     """
     sampler, refused = cell.config.sampler, ""
-    if cell.arithmetic == "integer":
+    if cell.arithmetic != "simulated":
+        simulated = network_of(quantized)
+        coded = any(isinstance(layer, FakeQuantMatMul) for layer in simulated.modules())
+        how = _how(cell.arithmetic, bench.device, coded)
         try:
-            images = bench.images(_on_integers(quantized), sampler)
+            images = bench.images(_on_integers(quantized, how), sampler)
         except (ModelError, KernelError) as error:
             refused = str(error)
             logger.warning("%s: drawn by the simulated network: %s", cell.label, refused)
         gc.collect()  # an optimized network and what calls it hold each other
         torch.cuda.empty_cache()
         if not refused:
-            attention = GPU_ATTENTION if torch.device(bench.device).type == "cuda" else "int8"
-            return images, {"arithmetic": "integer", "attention": attention}
+            attention = how["attention"] if how["attention"] == "int8" else how["activations"]
+            return images, {"arithmetic": cell.arithmetic, "attention": attention}
     return bench.images(quantized, sampler), {"arithmetic": "simulated", "refused": refused}
 
 
-def _on_integers(quantized: DiffusionPipeline) -> DiffusionPipeline:
+def _how(arithmetic: Arithmetic, device: str, coded: bool) -> dict[str, str]:
+    """What `optimize` is told; `coded` says whether products of attention have grids. A CPU knows the exact way only."""
+    exact = arithmetic == "integer" or torch.device(device).type == "cpu"
+    return {"attention": "int8" if exact and coded else "bf16", "activations": "fp32" if exact else "bf16"}
+
+
+def _on_integers(quantized: DiffusionPipeline, how: dict[str, str]) -> DiffusionPipeline:
     """A pipeline whose denoiser, too, computes with integers, prepared as for users; `quantized` still simulates."""
     simulated = network_of(quantized)
     integer = to_integer(copy.deepcopy(simulated).cpu()).to(device_of(simulated))  # packed where artifacts are
     pipeline = with_network(quantized, integer)
-    optimized: DiffusionPipeline = optimize(pipeline, attention=GPU_ATTENTION)
+    optimized: DiffusionPipeline = optimize(pipeline, **how)
     return optimized
 
 

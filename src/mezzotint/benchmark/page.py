@@ -187,9 +187,10 @@ def _configs(featured: Row, rows: Sequence[Row]) -> dict[str, Any]:
 def _cell(row: Row) -> list[str]:
     """Where the figures of a row come from, as the fields of a table."""
     variant = f" ({row.variant})" if row.variant else ""
+    drawn = "" if row.arithmetic == "simulated" else f", {row.arithmetic}"
     seconds = number_text(row.elapsed, 0)
     return [
-        f"{row.model} {row.bits.upper()} {row.recipe}{variant}{', integer' if row.arithmetic == 'integer' else ''}",
+        f"{row.model} {row.bits.upper()} {row.recipe}{variant}{drawn}",
         str(row.seed),
         row.created or "–",
         row.device,

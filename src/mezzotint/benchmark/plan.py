@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from mezzotint.config import QuantizeConfig, with_settings
+from mezzotint.config import QuantizeConfig, absent_part, check_option, with_settings
 from mezzotint.errors import ConfigError
 from mezzotint.models.families import Family
 from mezzotint.recipes.ablations import ABLATIONS
@@ -23,7 +23,7 @@ from mezzotint.recipes.registry import make_config
 
 OURS, RELEASED = "eda-dm", "eda-dm-official"
 Kind = Literal["recipe", "difference", "ablation"]
-Arithmetic = Literal["simulated", "integer"]  # of the network that draws a cell's images, see `measure`
+Arithmetic = Literal["simulated", "integer", "deployed"]  # of the network that draws a cell's images, see `measure`
 # Options that change where and how fast a cell is computed, not what: cells that differ in these alone are the same.
 SPENDING = ("forward_batch", "cache_gb")
 
@@ -36,7 +36,8 @@ class Plan:
         seeds: of the calibration; images are those of the seeds 0 ... samples - 1 in every cell.
         changes: options by their flat names (`mezzotint.config.FLAT_FIELDS`); None leaves one as the recipe has it.
             `iters` counts only for recipes that learn.
-        settings: options by their dotted names.
+        settings: options by their dotted names. One of a part that a recipe lacks leaves that recipe as it is
+            (`without_effect`).
         variant: what rows with these settings are called; "" for the plain recipes.
         arithmetic: of the networks that draw the images.
     """
@@ -92,7 +93,7 @@ class Cell:
 def label(key: Mapping[str, Any]) -> str:
     """The cell on one line."""
     words = [str(key[name]) for name in ("model", "bits", "recipe")] + [f"seed {key['seed']}"]
-    words += ["integer"] if key["arithmetic"] == "integer" else []
+    words += [key["arithmetic"]] if key["arithmetic"] != "simulated" else []
     return " ".join(words + ([f"({key['variant']})"] if key["variant"] else []))
 
 
@@ -100,8 +101,15 @@ def list_cells(plan: Plan, family: Family) -> list[Cell]:
     """The cells in the order in which they run: all of one seed before the next, plain recipes first.
 
     Raises:
-        ConfigError: an unknown recipe or option, or two cells of one name.
+        ConfigError: an unknown recipe or option, an option that no recipe has, or two cells of one name.
     """
+    for option in plan.settings:
+        check_option(option)
+    asked = _asked(plan)
+    for option, parts in without_effect(plan, family).items():
+        if len(parts) == len(asked):
+            who = f"{asked[0]} has" if len(asked) == 1 else f"{', '.join(asked)} have"
+            raise ConfigError(f"{option} has no effect: {who} no {' or no '.join(dict.fromkeys(parts.values()))}")
     cells: dict[str, Cell] = {}
     for seed in plan.seeds:
         for bits in plan.bits:
@@ -127,14 +135,33 @@ def same_work(a: QuantizeConfig, b: QuantizeConfig) -> bool:
     return left == b
 
 
+def without_effect(plan: Plan, family: Family) -> dict[str, dict[str, str]]:
+    """The settings that leave some recipe as it is: of each option, those recipes, and the part that they lack."""
+    found: dict[str, dict[str, str]] = {}
+    for recipe in _asked(plan):
+        for option, part in _lacking(plan, make_config(recipe, plan.bits[0], family=family)).items():
+            found.setdefault(option, {})[recipe] = part
+    return found
+
+
+def _lacking(plan: Plan, config: QuantizeConfig) -> dict[str, str]:
+    """The settings that say nothing to `config`, with the part it lacks, unless another setting gives it that part."""
+    parts = {name: absent_part(config, name) for name in plan.settings}
+    return {name: part for name, part in parts.items() if part and part not in plan.settings}
+
+
+def _asked(plan: Plan) -> list[str]:
+    """The recipes of the plan, with those that changes are compared with."""
+    needed = [OURS, RELEASED] if plan.differences else [OURS] if plan.ablations else []
+    return list(dict.fromkeys((*plan.recipes, *needed)))
+
+
 def _recipes(plan: Plan, bits: str, seed: int, family: Family) -> Iterator[Cell]:
-    asked = list(plan.recipes)
-    for needed in [OURS, RELEASED] if plan.differences else [OURS] if plan.ablations else []:
-        if needed not in asked:
-            asked.append(needed)
-    for recipe in asked:
+    for recipe in _asked(plan):
         config = _config(plan, recipe, bits, seed, family)
-        yield Cell(plan.model, recipe, plan.variant, "recipe", "", plan.samples, config, plan.arithmetic)
+        plain = plan.settings and len(_lacking(plan, make_config(recipe, bits, family=family))) == len(plan.settings)
+        variant = "" if plain else plan.variant
+        yield Cell(plan.model, recipe, variant, "recipe", "", plan.samples, config, plan.arithmetic)
 
 
 def _changed(plan: Plan, bits: str, seed: int, family: Family) -> Iterator[Cell]:
@@ -153,8 +180,10 @@ def _changed(plan: Plan, bits: str, seed: int, family: Family) -> Iterator[Cell]
 
 
 def _config(plan: Plan, recipe: str, bits: str, seed: int, family: Family) -> QuantizeConfig:
-    """The recipe with everything that was asked for; `iters` is left out where nothing is learned."""
-    changes = {**plan.changes, "seed": seed}
-    if make_config(recipe, bits, plan.preset, family=family).reconstruction is None:
+    """The recipe with everything that was asked for and says something to it; `iters` only where it learns."""
+    changes, plain = {**plan.changes, "seed": seed}, make_config(recipe, bits, plan.preset, family=family)
+    if plain.reconstruction is None:
         changes.pop("iters", None)
-    return with_settings(make_config(recipe, bits, plan.preset, family=family, **changes), plan.settings)
+    lacking = _lacking(plan, plain)
+    settings = {name: value for name, value in plan.settings.items() if name not in lacking}
+    return with_settings(make_config(recipe, bits, plan.preset, family=family, **changes), settings)

@@ -157,7 +157,10 @@ class Row(BaseModel):
         """What drew the images, in words."""
         if self.arithmetic == "simulated":
             return "simulated networks"
-        return f"integer networks (attention {'on int8 codes' if self.attention == 'int8' else f'in {self.attention}'})"
+        attention = "on int8 codes" if self.attention == "int8" else f"in {self.attention}"
+        return (
+            f"{'integer networks' if self.arithmetic == 'integer' else 'networks as deployed'} (attention {attention})"
+        )
 
     @property
     def elapsed(self) -> float:

@@ -29,6 +29,7 @@ from mezzotint.benchmark.row import USUAL_SOURCE, Row, Told
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import OutputError, ResumeError
 
+REFUSABLE = ("integer", "deployed")  # arithmetics for which a simulated row may stand
 ROWS, PLANNED, IMAGES, UNFINISHED = "rows.jsonl", "planned.json", "images", "unfinished"
 
 logger = logging.getLogger("mezzotint")
@@ -115,7 +116,8 @@ class RowFile:
 
 def missing(planned: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Those of the names `planned` that are of none of `rows`."""
-    names = [key for row in rows for key in (row.key, *([{**row.key, "arithmetic": "integer"}] if row.refused else []))]
+    names = [{**row.key, "arithmetic": kind} for row in rows for kind in (REFUSABLE if row.refused else ())]
+    names += [row.key for row in rows]
     return [dict(key) for key in planned if dict(key) not in names]
 
 
@@ -151,7 +153,7 @@ def finished(cell: Cell, rows: Iterable[Row], sha256: str, told: Told | None = N
         same_model = row.model == cell.model and (row.base is None or row.base.sha256 == sha256)
         if not same_model or row.samples != cell.samples or row.variant != cell.variant:
             continue
-        if row.arithmetic != cell.arithmetic and not (cell.arithmetic == "integer" and row.refused):
+        if row.arithmetic != cell.arithmetic and not (cell.arithmetic in REFUSABLE and row.refused):
             continue
         if row.told is None and told is not None and told.source != USUAL_SOURCE:
             continue

@@ -19,7 +19,7 @@ WEIGHTIEST = (FD, PSNR, SQNR, SSIM, SAMPLER)  # the last that a narrow place lea
 WHOLE = "the whole method"
 WARNING = "warning: "  # how such a note begins
 INTEGER_NOTE = (
-    "the images are those of the integer networks as they are deployed; SQNR, of eps and of layers, is that of the "
+    "the images are those of the integer networks named above; SQNR, of eps and of layers, is that of the "
     "simulated networks that they were made from"
 )
 
@@ -155,7 +155,7 @@ def _column_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
             "SQNR of eps is that of the network; in the sampler, of the eps that a step uses: guided, and corrected "
             "where the recipe corrects it (ptqd; what that does to the sampler's noise, the images alone show)",
         )
-    if any(row.arithmetic == "integer" for row in rows):
+    if any(row.arithmetic != "simulated" for row in rows):
         found.insert(0, INTEGER_NOTE)
     return [*found, *(["LPIPS is that of AlexNet"] if LPIPS in columns else [])]
 

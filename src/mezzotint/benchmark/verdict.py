@@ -3,6 +3,10 @@
 What is judged is closeness to the float model: the Frechet distance to its images (the sets), the mean PSNR against
 them (the single images), and every distribution score that was taken against them. "Within the spread" is that of
 `table`.
+
+The headline counts bit settings. One that was judged on several sets of images (drawn by simulated and by integer
+networks, with other steps, more of them) counts once, as what it is on every set. It goes by the Frechet distance, and
+names who is closest by PSNR where the closest by the one is neither closest nor within the spread of it by the other.
 """
 
 from __future__ import annotations
@@ -40,36 +44,96 @@ def verdict(rows: Sequence[Row]) -> TableVerdict:
     for kind, what in (("difference", "differences of the release"), ("ablation", "changes of a part")):
         for block in effect_blocks(rows, kind):  # type: ignore[arg-type]  # both are Kinds
             paragraphs.append((f"{_about(block)}, {what}", _largest(block, what)))
-    return TableVerdict(_headline(blocks, len(rows)), paragraphs)
+    settings = _settings(blocks)
+    if counted := _counted_once(settings):
+        paragraphs.append(("How it is counted", counted))
+    return TableVerdict(_headline(settings, len(rows)), paragraphs)
 
 
 def _about(block: Block) -> str:
     return ", ".join(filter(None, (block.model, block.bits.upper(), block.setting)))
 
 
-def _headline(blocks: Sequence[Block], rows: int) -> str:
-    """In how many settings ours is best by the Frechet distance; how many cells there are where nothing can be said."""
-    standings = [dict(zip((line.name for line in b.lines), b.standings(FD), strict=True)) for b in blocks]
-    compared = [found[OURS] for found in standings if OURS in found and len(found) > 1]
-    if not compared and any("best" in block.standings(FD) for block in blocks):
-        firsts = [
-            f"{block.lines[i].name} at {block.bits.upper()}" for block in blocks if (i := block.best(FD)) is not None
-        ]
-        return f"Closest to the float model: {', '.join(firsts)}."
-    if not compared:
+@dataclass(frozen=True)
+class _Setting:
+    """One bit setting of one model, with every set of images on which recipes were compared; `name` says which."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+    def standing(self, column: Column) -> str:
+        """Of our recipe: "best" or "within" the spread of the best on every set of images, else ""."""
+        found = {dict(zip(_names(block), block.standings(column), strict=True)).get(OURS, "") for block in self.blocks}
+        return "best" if found == {"best"} else "within" if "" not in found else ""
+
+    def closest(self, column: Column) -> list[str]:
+        """The recipes that are best on some set of images."""
+        best = ((block, block.best(column)) for block in self.blocks)
+        return list(dict.fromkeys(block.lines[index].name for block, index in best if index is not None))
+
+    def dissenting(self) -> list[str]:
+        """The recipes closest by PSNR on sets of images where it is another than by the Frechet distance."""
+        found = []
+        for block in self.blocks:
+            first, single = block.best(FD), block.best(PSNR)
+            if first is not None and single is not None and not block.standings(PSNR)[first]:
+                found.append(block.lines[single].name)
+        return list(dict.fromkeys(found))
+
+
+def _settings(blocks: Sequence[Block]) -> list[_Setting]:
+    """The bit settings in which recipes can be compared: those with ours alone, where there are such."""
+    several = [block for block in blocks if block.best(FD) is not None]
+    several = [block for block in several if OURS in _names(block)] or several
+    models = len({block.model for block in several}) > 1
+    found: dict[tuple[str, str], list[Block]] = {}
+    for block in several:
+        found.setdefault((block.model, block.bits), []).append(block)
+    return [_Setting(f"{f'{model} ' if models else ''}{bits.upper()}", tuple(b)) for (model, bits), b in found.items()]
+
+
+def _names(block: Block) -> list[str]:
+    return [line.name for line in block.lines]
+
+
+def _headline(settings: Sequence[_Setting], rows: int) -> str:
+    """In how many bit settings ours is closest; how many cells there are where nothing can be said."""
+    if not settings:
         return f"{rows} cell{'s' if rows != 1 else ''}, and nothing to compare them with."
-    best, close = compared.count("best"), compared.count("within")
-    settings = f"{len(compared)} setting{'s' if len(compared) != 1 else ''}"
-    if not best:
-        also = f", but within the spread of the closest in {close}" if close else ""
-        return f"{OURS} is closest to the float model in none of {settings}{also}."
-    also = f", and within the spread of the closest in {close}" if close else ""
-    return f"{OURS} is closest to the float model in {best} of {settings}{also}."
+    dissent = [f"{' and '.join(names)} at {s.name}" for s in settings if (names := s.dissenting())]
+    by, but = (" by Fréchet distance", f"; by mean PSNR it is {', '.join(dissent)}") if dissent else ("", "")
+    if all(OURS not in _names(block) for setting in settings for block in setting.blocks):
+        closest = ", ".join(f"{' and '.join(setting.closest(FD))} at {setting.name}" for setting in settings)
+        return f"Closest to the float model{by}: {closest}{but}."
+    standings = [setting.standing(FD) for setting in settings]
+    best, close = standings.count("best"), standings.count("within")
+    counted = f"{best or 'none'} of {len(settings)} bit setting{'s' if len(settings) != 1 else ''}"
+    also = f", {'and' if best else 'but'} within the spread of the closest in {close}" if close else ""
+    return f"{OURS} is closest to the float model{by} in {counted}{also}{but}."
+
+
+def _counted_once(settings: Sequence[_Setting]) -> str:
+    """Which bit settings were judged on several sets of images; "" if none was."""
+    several = [
+        f"{setting.name} on {len(setting.blocks)} ({'; '.join(block.setting for block in setting.blocks)})"
+        for setting in settings
+        if len(setting.blocks) > 1
+    ]
+    return (
+        f"A bit setting judged on several sets of images counts once, as what it is on every one of them: "
+        f"{', '.join(several)}."
+        if several
+        else ""
+    )
 
 
 def _standings(block: Block, columns: Sequence[Column]) -> str:
     """The figures of one block as a sentence; "" where fewer than two recipes have any."""
     found = [words for column in columns if (words := _standing(block, column))]
+    first, single = block.best(FD), block.best(PSNR)
+    if first is not None and single is not None and not block.standings(PSNR)[first]:
+        sets, images = block.lines[first].name, block.lines[single].name
+        found.append(f"the two disagree: as sets the images of {sets} are closer, one by one those of {images}")
     return f"{'; '.join(found)}." if found else ""
 
 

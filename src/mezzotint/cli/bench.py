@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 SLOWEST = 8  # layers in the table
 DIGITS = 4  # of a time
+GPU_PEAK = "of a step, weights included; what the device held before the variant was made does not count"
+CPU_PEAK = (
+    "resident set at its highest in a step, in a process of its own: weights, trace and what a step needs; libraries "
+    "do not count"
+)
 
 
 @guarded
@@ -41,8 +46,9 @@ def bench(
 ) -> None:
     """Time one step of a model on this CPU or GPU: float variants and, for an artifact, integers.
 
-    For an artifact also the slowest layers, each against its float twin, and a
-    verdict: whether quantization pays on this machine, and where it does not.
+    Time, and on a GPU or under Linux the peak of memory. For an artifact also
+    the slowest layers, each against its float twin, and a verdict: whether
+    quantization pays on this machine, and where it does not.
 
     [b]Examples[/b]
 
@@ -63,10 +69,12 @@ def bench(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        progress.start("bench", 1)
+        progress.start("time the variants", 1)
         if place == "cpu":
             variants = (*speed.FLOATS, speed.COMPILED) if compile else speed.FLOATS
             measured = {**speed.machine(), **_measure(pipeline, batch, runs, variants)}
+            del pipeline
+            _add_peaks(measured["variants"], model, batch, torch.get_num_threads())
         else:
             measured = measure_on_gpu(
                 pipeline.unet, batch, runs, place, compiled=compile, attention=attention or "bf16"
@@ -108,6 +116,20 @@ def _measure(pipeline: Any, batch: int, runs: int, variants: tuple[str, ...]) ->
     return {**result, "verdict": verdict(seconds, bits, result["layers"])}
 
 
+def _add_peaks(rows: list[dict[str, Any]], model: str, batch: int, threads: int) -> None:
+    """Adds the peak memory of a step to the rows of variants, where this system can tell it."""
+    from mezzotint import resident, speed
+
+    if not resident.can_measure():
+        return
+    floats = (*speed.FLOATS, speed.COMPILED)
+    names = [row["variant"] if row["variant"] in floats else resident.INTEGERS for row in rows]
+    peaks = resident.peak_bytes(model, names, batch, threads)
+    for row, name in zip(rows, names, strict=True):
+        if peaks[name] is not None:
+            row["peak_bytes"] = peaks[name]
+
+
 def _layers(floating: Any, network: Any, given: list[Any]) -> list[dict[str, Any]]:
     """Every layer that both networks have, slowest on integers first; attention products have no float twin."""
     from mezzotint import speed
@@ -137,10 +159,12 @@ def _table(result: dict[str, Any]) -> Group:
 
     title = f"{result['model']}: one step, batch {result['batch']}, median of {result['runs']}"
     variants = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("variant", "ms", f"against {result['base']}"):
+    peaks = any("peak_bytes" in row for row in result["variants"])
+    for column in ("variant", "ms", f"against {result['base']}", *(["peak memory"] if peaks else [])):
         variants.add_column(column, justify="left" if column == "variant" else "right")
     for row in result["variants"]:
-        variants.add_row(row["variant"], f"{row['ms_median']:.{DIGITS}g}", f"{row['speedup']:.2f}x")
+        peak = [size(row["peak_bytes"]) if "peak_bytes" in row else "not measured"] if peaks else []
+        variants.add_row(row["variant"], f"{row['ms_median']:.{DIGITS}g}", f"{row['speedup']:.2f}x", *peak)
     parts: list[Any] = [variants]
     if result["layers"]:
         layers = Table(title="Slowest layers", title_justify="left", title_style="bold")
@@ -163,6 +187,7 @@ def _table(result: dict[str, Any]) -> Group:
         rows = {"machine": f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}"}
     if "attention" in result:
         rows["attention"] = f"products of {result['attention']}"
-    rows |= {f"peak, {row['variant']}": size(row["peak_bytes"]) for row in result["variants"] if "peak_bytes" in row}
+    rows["peak memory"] = GPU_PEAK if "gpu" in result else CPU_PEAK if peaks else "not measured: this takes Linux's /proc"
     rows |= {f"bytes, {name}": size(count) for name, count in result["bytes"].items()}
+    rows["bytes"] = "of tensors; a file has a header besides, which names them (mezzotint inspect says both)"
     return Group(*parts, facts("Here", {**rows, "verdict": result["verdict"]}))

@@ -62,7 +62,8 @@ def bench_quality(
         typer.Option(
             "--set",
             metavar="PART.OPTION=VALUE",
-            help="Any option of the recipes, such as reconstruction.layer_weight=0; repeat it for more.",
+            help="Any option of the recipes, such as reconstruction.layer_weight=0; repeat it for more. "
+            "One of a part that a recipe lacks leaves that recipe as it is.",
             rich_help_panel=CELLS,
         ),
     ] = None,
@@ -93,7 +94,9 @@ def bench_quality(
         typer.Option(
             metavar="KIND",
             help="Of the network that draws a cell's images: [b]simulated[/b], floats on the values of the grids, or "
-            "[b]integer[/b], the network as it is deployed, made fast for the device; cells of both can share DIR.",
+            "[b]integer[/b], the same on int8 codes, much faster on a GPU, or [b]deployed[/b], the network as "
+            "mezzotint.optimize makes it for the device (on a GPU bf16 in attention and between products). Cells of "
+            "all can share DIR.",
             rich_help_panel=options.DRAWING,
         ),
     ] = "simulated",
@@ -160,7 +163,7 @@ def bench_quality(
     mezzotint bench-quality --merge machine-1 --merge machine-2 -o table
     """
     from mezzotint.benchmark.merging import merge as merge_tables
-    from mezzotint.benchmark.plan import Plan, list_cells, parse_arithmetic
+    from mezzotint.benchmark.plan import Plan, list_cells, parse_arithmetic, without_effect
     from mezzotint.benchmark.render import render
     from mezzotint.benchmark.rows import RowFile
     from mezzotint.benchmark.verdict import verdict
@@ -195,7 +198,9 @@ def bench_quality(
         place, told = inputs.find_device(device), inputs.read_told(None, prompts, labels)
         with progress_bars() as progress:
             pipeline = inputs.load_float(model, "cpu", progress)
-            cells = list_cells(plan, family_of(pipeline))
+            cells, lacking = list_cells(plan, family_of(pipeline)), without_effect(plan, family_of(pipeline))
+            if lacking:
+                stderr().print(_without_effect(lacking), markup=False, highlight=False, soft_wrap=True)
             scores = None if metrics is None else _words(metrics, "--metrics")
             scoring = {"metrics": scores, "reference": reference}
             drawing: dict[str, Any] = {"inputs": inputs.check_told(pipeline, told), "batch_size": batch_size}
@@ -213,6 +218,16 @@ def bench_quality(
         "left": [cell.key for cell in left],
     }
     show(result, _tables(rows, result), json)
+
+
+def _without_effect(lacking: dict[str, dict[str, str]]) -> str:
+    """One line about settings that leave some recipes as they are."""
+    words = []
+    for option, recipes in lacking.items():
+        parts = dict.fromkeys(recipes.values())
+        who = (f"{', '.join(name for name in recipes if recipes[name] == part)} (no {part})" for part in parts)
+        words.append(f"{option} does nothing for {', '.join(who)}")
+    return f"--set: {'; '.join(words)}"
 
 
 def _run(pipeline: Any, cells: list[Cell], out: Path, progress: Any, **options: Any) -> list[Cell]:

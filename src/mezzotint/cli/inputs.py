@@ -144,11 +144,12 @@ def check_told(pipeline: DiffusionPipeline, told: Told) -> list[str] | list[int]
     return told.values
 
 
-def find_device(name: str, runtime: str | None = None) -> str:
+def find_device(name: str, runtime: str | None = None, *, needed: bool = True) -> str:
     """`name` if such a device is there, with `auto` resolved. Raises ConfigError otherwise.
 
     Args:
         runtime: of an exported model; those run on the CPU.
+        needed: False takes a CUDA device that is not there, to talk about it.
     """
     import torch
 
@@ -162,7 +163,7 @@ def find_device(name: str, runtime: str | None = None) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device: {name!r} is no device; choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if needed and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device: {name} is not there, torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )

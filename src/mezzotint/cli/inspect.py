@@ -27,21 +27,24 @@ def inspect(
     """List the layers of a model: kind, shape, bits, kernel, and totals.
 
     For an artifact: which integer kernel runs every layer on this machine, and
-    why. For a float model: what would be quantized, in which units, and which
+    why; with --device cuda, on a GPU after optimize(), whether or not there is
+    one here. For a float model: what would be quantized, in which units, and which
     shortcuts would be split.
 
     [b]Examples[/b]
 
     mezzotint inspect emoji-w4a8
 
+    mezzotint inspect emoji-w4a8 --device cuda
+
     mezzotint inspect ./my-model --bits w8a8 --json
     """
-    place = inputs.find_device(device)
+    gpu = inputs.find_device(device, needed=False).startswith("cuda")
     with progress_bars() as progress:
-        pipeline = inputs.load_model(model, place, progress)
+        pipeline = inputs.load_model(model, "cpu", progress)
     from mezzotint.inspection import inspect as describe
 
-    result = describe(pipeline, bits=bits)
+    result = {**describe(pipeline, bits=bits, gpu=gpu), "device": "cuda" if gpu else "cpu"}
     show(result, _table(result, model), json)
 
 
@@ -59,7 +62,8 @@ def _table(result: dict[str, Any], model: str) -> Group:
     for layer in result["layers"]:
         number = reasons.setdefault(layer["reason"], len(reasons) + 1) if quantized else 0
         table.add_row(*_cells(layer), *([f"{layer['kernel']} ({number})"] if quantized else []))
-    why = [facts("Why these kernels", {f"({number})": text for text, number in reasons.items()})] if quantized else []
+    where = "Why these kernels, on a GPU after optimize()" if result["device"] == "cuda" else "Why these kernels"
+    why = [facts(where, {f"({number})": text for text, number in reasons.items()})] if quantized else []
     return Group(table, *why, facts("Totals", _totals(result)))
 
 
@@ -88,11 +92,17 @@ def _totals(result: dict[str, Any]) -> dict[str, str]:
                 f"{result['correction']}: samplers take the measured quantization noise out of every step"
             )
         rows["kernels"] = ", ".join(f"{count} {name}" for name, count in sorted(totals["kernels"].items()))
+        if result["device"] == "cuda":
+            rows["kernels"] += "; in calls of a network that nothing optimized, plain ones: reference"
         smaller = totals["float_bytes"] / totals["bytes"]
         rows["network"] = f"{size(totals['float_bytes'])} -> {size(totals['bytes'])} ({smaller:.2f}x smaller)"
         for name, part in result["parts"].items():
             rows[name] = f"{part['bits'].upper()}, {part['layers']} layers on integers, {size(part['bytes'])}"
         rows["whole pipeline"] = size(totals["pipeline_bytes"])
+        rows["sizes"] = (
+            f"of files; without the header, which names the tensors, the network takes {size(totals['tensor_bytes'])}, "
+            f"as tables and mezzotint bench count it"
+        )
     else:
         units = Counter(unit["kind"] for unit in result["units"])
         rows["units"] = ", ".join(f"{count} {kind}" for kind, count in sorted(units.items()))

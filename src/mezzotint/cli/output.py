@@ -28,6 +28,18 @@ from mezzotint import progress as protocol
 from mezzotint.errors import MezzotintError
 
 BAD_INPUT, BUG, INTERRUPTED = 2, 1, 130
+DONE = {  # of the verbs that phases begin with
+    "load": "loaded",
+    "import": "imported",
+    "export": "exported",
+    "record": "recorded",
+    "fit": "fitted",
+    "reconstruct": "reconstructed",
+    "correct": "corrected",
+    "measure": "measured",
+    "sample": "sampled",
+    "time": "timed",
+}
 P = ParamSpec("P")
 
 
@@ -162,8 +174,15 @@ class LineProgress:
 
     def finish(self) -> None:
         seconds = time.perf_counter() - self._begun
-        line = f"{self._phase}: {self._total} in {seconds:.1f} s {self._info}".rstrip()
+        steps = f" ({self._total:,} steps)" if self._total > 1 else ""
+        line = f"{_done(self._phase)} in {seconds:.1f} s{steps} {self._info}".rstrip()
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _done(phase: str) -> str:
+    """A phase that has ended, in words: `record: pilot` becomes `recorded pilot`."""
+    verb, _, rest = phase.replace(": ", " ", 1).partition(" ")
+    return f"{DONE[verb]} {rest}".rstrip() if verb in DONE else f"{phase}: done"
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from mezzotint.evaluation.frechet import (
     first_features,
     frechet_distance,
     frechet_estimate,
+    one_thread,
     statistics,
 )
 from mezzotint.evaluation.intervals import bootstrap
@@ -93,23 +94,27 @@ def compare_sets(
         train: statistics of the training images in the same features: each model's distance to them is measured too.
     """
     features_a, features_b = extract(a, basis), extract(b, basis)
+    with one_thread(features_a.shape[1]):
+        return _distance(features_a, features_b, basis, train, resamples=resamples, seed=seed)
+
+
+def _distance(
+    a: Float[Tensor, "n f"], b: Float[Tensor, "n f"], basis: Basis, train: Statistics | None, **draw: int
+) -> Distance:
+    """`compare_sets` of the features of both sets."""
 
     def distance(rows: Tensor) -> float:
-        return frechet_distance(statistics(features_a[rows]), statistics(features_b[rows]))
+        return frechet_distance(statistics(a[rows]), statistics(b[rows]))
 
-    all_a, all_b = statistics(features_a), statistics(features_b)
-    components, count = len(basis.components), features_a.shape[1]
+    all_a, all_b = statistics(a), statistics(b)
+    components, count = len(basis.components), a.shape[1]
     return Distance(
-        fd=bootstrap(distance, len(a), resamples=resamples, seed=seed, lower_bound=0.0),
+        fd=bootstrap(distance, len(a), **draw, lower_bound=0.0),
         fd_pca=frechet_distance(first_features(all_a, components), first_features(all_b, components)),
         features=basis.label,
         count=count,
         warning=None if all_a.enough_samples else _too_few(len(a), count),
-        train=None
-        if train is None
-        else TrainDistance.of(
-            *(frechet_estimate(x, train, resamples=resamples, seed=seed) for x in (features_a, features_b))
-        ),
+        train=None if train is None else TrainDistance.of(*(frechet_estimate(x, train, **draw) for x in (a, b))),
     )
 
 

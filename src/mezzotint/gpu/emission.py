@@ -178,7 +178,7 @@ class _Emitter:
                 _OPS.int8_product_codes.default, (codes, *tensors, added, *window, geglu, *grid)
             )
         else:
-            dtype = torch.float32 if _is_final(node) else self.dtype
+            dtype = torch.float32 if _is_final(node) else node.meta.get("dtype", self.dtype)
             y = self.graph.call_function(_OPS.int8_product.default, (codes, *tensors, added, *window, dtype))
         y.meta["layers"] = tuple(names)
         return self.reshape(y, rows) if moves else y

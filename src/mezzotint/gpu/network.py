@@ -5,8 +5,8 @@
     warm up, capture                           one CUDA graph: a call is a copy of the inputs and one launch
 
 x_t and the conditions go in as float32 where only codes are made of them; eps comes out in float32, rounded to the
-dtype of x_t. In between activations are bfloat16 (`dtype`). Inside another capture (a sampler's graph of a whole step)
-the module runs kernel by kernel and becomes part of that graph.
+dtype of x_t. In between activations are bfloat16 (`dtype`), the time embedding float32 (`vectors`). Inside another
+capture (a sampler's graph of a whole step) the module runs kernel by kernel and becomes part of that graph.
 
 The packed weights of the layers move to the host: the device holds the weights once, in the order of the kernels.
 """
@@ -32,6 +32,7 @@ from mezzotint.gpu.report import attention_reports, layer_report
 from mezzotint.gpu.rows import to_rows
 from mezzotint.gpu.single_key import fold_single_keys_
 from mezzotint.gpu.tracing import trace
+from mezzotint.gpu.vectors import widen_vectors_
 from mezzotint.gpu.vocabulary import CODES, Node
 from mezzotint.kernels.contract import KernelReport
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
@@ -50,7 +51,7 @@ class LoweringConfig:
     """How a network runs on a GPU.
 
     Attributes:
-        dtype: of the activations between integer products.
+        dtype: of the activations between integer products, but for vectors of a whole sample.
         graph: capture a CUDA graph for every shape of the inputs.
         attention: "bf16", products of q, k, probabilities and v in `dtype`; or "int8", of their codes, as the
             integer model has them.
@@ -153,6 +154,7 @@ class LoweredCalls:
         folded = fold_single_keys_(graph)
         fuse_(graph, layers)
         absorb_codes_(graph)
+        widen_vectors_(graph, self.config.dtype)
         inputs = {}
         given = {"x_t": x_t, "t": t, **cond}
         for node in graph.nodes:

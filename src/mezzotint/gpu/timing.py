@@ -7,7 +7,6 @@ included.
 from __future__ import annotations
 
 import copy
-import math
 import re
 import statistics
 import time
@@ -19,25 +18,11 @@ from torch import Tensor, fx, nn
 
 from mezzotint.gpu.costs import Rates
 from mezzotint.kernels.contract import Weighted
-from mezzotint.kernels.triton import attention, codes_s8, exact, int_attention, linear_operand, product, shared_reading
+from mezzotint.kernels.triton import codes_s8, linear_operand, product
 
 Call = Callable[..., Any]
 Inputs = tuple[Tensor, ...]
 FLOATS = ("fp32-eager", "bf16-eager", "bf16-graph")
-EXACT: dict[str, Callable[..., Any]] = {
-    "int8_product": exact.int8_product,
-    "int8_product_codes": exact.int8_product_codes,
-    "nhwc_codes": exact.nhwc_codes,
-    "nhwc_group_norm": exact.nhwc_group_norm,
-    "nhwc_group_norm_codes": exact.nhwc_group_norm_codes,
-    "nhwc_entry_codes": shared_reading.entry_codes,
-    "nhwc_upsampled_codes": shared_reading.upsampled_codes,
-    "nhwc_layer_norm_codes": exact.nhwc_layer_norm_codes,
-    "flash_attention": attention.exact_attention,
-    "flash_attention_codes": attention.exact_attention_codes,
-    "int_attention": int_attention.exact_int_attention,
-    "int_attention_codes": int_attention.exact_int_attention_codes,
-}
 _WARM_UP = 3
 _SQUARE = 8192  # side of the matrices that rates are measured with
 
@@ -144,44 +129,6 @@ def kernel_times(call: Call, inputs: Sequence[Inputs], *, calls: int = 3) -> lis
             sums.setdefault(_short(event.name), []).append(event.device_time)
     rows = [{"kernel": name, "us": sum(t) / calls, "count": len(t) / calls} for name, t in sums.items()]
     return sorted(rows, key=lambda row: -float(row["us"]))
-
-
-def compare_steps(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, dict[str, float]]:
-    """Every step of a lowered `module` against exact torch arithmetic on the same inputs, by operator.
-
-    Returns:
-        {operator: {"steps", "codes off" (share of codes that differ), "farthest" (in codes), "error" (relative, of
-        float results, the largest)}}.
-    """
-    table: dict[str, dict[str, float]] = {}
-
-    class Comparing(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            name = getattr(n.target, "_opname", "")
-            if name in EXACT:
-                args, kwargs = self.fetch_args_kwargs_from_env(n)
-                _note(table.setdefault(name, {"steps": 0}), result, EXACT[name](*args, **kwargs))
-            return result
-
-    with torch.no_grad():
-        Comparing(module).run(*inputs)
-    return table
-
-
-def _note(row: dict[str, float], result: Any, expected: Any) -> None:
-    if isinstance(result, tuple):
-        for one, other in zip(result, expected, strict=True):
-            _note(row, one, other)
-        return
-    row["steps"] += 1
-    if result.dtype == torch.int8:
-        off = (result.int() - expected.int()).abs()
-        row["codes off"] = max(row.get("codes off", 0.0), float((off > 0).float().mean()))
-        row["farthest"] = max(row.get("farthest", 0.0), float(off.max()))
-        return
-    distance = float((result.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
-    row["error"] = max(row.get("error", 0.0), distance if math.isfinite(distance) else math.inf)
 
 
 def product_times(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[tuple[str, ...], float]:

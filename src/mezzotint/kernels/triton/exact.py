@@ -85,7 +85,7 @@ def int8_product_codes(
     """Equations (1) to (3), then (5) or (6)."""
     sums = accumulators(x_q, weight, correction, channels, bits, kernel, stride, padding, groups)
     y = _scaled(sums, multiplier, bias)
-    y = _gated(y) if geglu else y
+    y = gated(y) if geglu else y
     return _codes(y if residual is None else y + residual.float(), scale, zero_point, largest)
 
 
@@ -176,7 +176,7 @@ def _whole(x: Tensor, second: Tensor | None) -> Float[Tensor, "..."]:
     return x.float() if second is None else torch.cat([x.float(), second.float()], dim=-1)
 
 
-def _gated(y: Tensor) -> Float[Tensor, "..."]:
+def gated(y: Tensor) -> Float[Tensor, "..."]:
     value, gate = y.unflatten(-1, (-1, 2, GEGLU_RUN)).unbind(-2)
     return (value * F.gelu(gate)).flatten(-2)
 
