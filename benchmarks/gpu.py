@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -196,6 +197,8 @@ def child(options: argparse.Namespace) -> None:
     machine = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
     row |= {"seconds_to_prepare": ready, "rates": rates._asdict(), **machine}
     (folder / "row.json").write_text(json.dumps(row))
+    sys.stdout.flush()
+    os._exit(0)  # taking down compiler pools and CUDA takes seconds, and the next row waits for it
 
 
 @dataclass

@@ -213,7 +213,7 @@ def test_inspect_lists_every_layer_of_an_artifact(artifact: str, capsys: pytest.
     assert run(["inspect", artifact]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "conv_in" in shown
-    assert f"the network takes {size(answer['totals']['tensor_bytes'])}, as tables and mezzotint bench count it" in shown
+    assert f"network takes {size(answer['totals']['tensor_bytes'])}, as tables and mezzotint bench count it" in shown
 
 
 def test_inspect_for_a_gpu_tells_what_runs_there_once_optimized(

@@ -22,7 +22,8 @@ from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.rows import RowFile, finished
 from mezzotint.benchmark.run import run_cells
 from mezzotint.benchmark.table import recipe_blocks
-from mezzotint.benchmark.text import missing_cells, tables
+from mezzotint.benchmark.names import missing_cells
+from mezzotint.benchmark.text import tables
 from mezzotint.errors import ModelError
 from mezzotint.layers.int_base import IntLayer
 from mezzotint.pipeline import simulate, with_network

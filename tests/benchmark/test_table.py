@@ -200,8 +200,8 @@ def test_the_headline_says_where_single_images_disagree_with_sets() -> None:
     rows = [make_row("q-diffusion", fd=2.0, **near), make_row(fd=1.0, **far)]
     found = verdict(rows)
     assert found.headline == (
-        "eda-dm is closest to the float model by Fréchet distance in 1 of 1 bit setting; by mean PSNR it is q-diffusion "
-        "at W4A8."
+        "eda-dm is closest to the float model by Fréchet distance in 1 of 1 bit setting; by mean PSNR it is "
+        "q-diffusion at W4A8."
     )
     assert (
         "the two disagree: as sets the images of eda-dm are closer, one by one those of q-diffusion"

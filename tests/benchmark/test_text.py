@@ -8,7 +8,8 @@ from mezzotint.benchmark.fields import effect_field, number_text, stat_field, st
 from mezzotint.benchmark.markup import latex, markdown, tex
 from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.table import Change, Stat
-from mezzotint.benchmark.text import missing_cells, tables
+from mezzotint.benchmark.names import missing_cells
+from mezzotint.benchmark.text import tables
 
 
 def test_markdown_has_a_rectangle_of_fields_for_every_table(rows: list[Row]) -> None:

@@ -20,6 +20,7 @@ from mezzotint.benchmark.columns import FD, PSNR
 from mezzotint.benchmark.fields import TextTable, number_text
 from mezzotint.benchmark.plan import OURS
 from mezzotint.benchmark.row import Row
+from mezzotint.benchmark.rows import IMAGES
 from mezzotint.benchmark.table import Block, Line, recipe_blocks
 from mezzotint.benchmark.verdict import verdict
 from mezzotint.errors import OutputError
@@ -34,7 +35,9 @@ OUR_HUE = 3  # the look of our recipe's curves: the page's accent
 
 
 def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Sequence[str], folder: Path) -> str:
-    """The page as text; pictures are read from `folder`."""
+    """The page as text; pictures are read from `folder`. Rows that came without that folder's `images` have none."""
+    if not (folder / IMAGES).is_dir():
+        rows = [row.model_copy(update={"sheets": None}) for row in rows]
     blocks = recipe_blocks(rows)
     line = _featured(blocks)
     featured = line.first
@@ -50,6 +53,7 @@ def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Seq
             "count": len(rows),
             "plate": _plate(folder, featured),
             "sheets": [_sheets(folder, model, list(group)) for model, group in groupby(blocks, lambda b: b.model)],
+            "simulated": any(row.arithmetic != "simulated" for row in rows),
             "trajectories": [_trajectories(block) for block in blocks],
             "allocations": [allocation for block in blocks for allocation in _allocations(block)],
             "units": [_units(block, line) for block in blocks for line in block.lines if line.first.units],

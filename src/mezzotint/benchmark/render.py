@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mezzotint.benchmark.markup import latex, markdown
+from mezzotint.benchmark.names import missing_cells
 from mezzotint.benchmark.page import render_report
 from mezzotint.benchmark.rows import RowFile, write_whole
-from mezzotint.benchmark.text import missing_cells, tables
+from mezzotint.benchmark.text import tables
 from mezzotint.errors import ConfigError
 
 MARKDOWN, LATEX, REPORT = "table.md", "table.tex", "report.html"

@@ -223,7 +223,7 @@ def _place(line: Line) -> tuple[int, bool]:
 def _setting(line: Line, lines: Sequence[Line]) -> str:
     """What of sampler, prompts, weights, images, arithmetic differs among `lines` of the model, as this line has it."""
     row, others = line.first, [other for other in lines if other.first.model == line.first.model]
-    words = _options(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
+    words = option_words(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
     if len({other.first.shown for other in others}) > 1:
         words.append(row.told.source if row.told else USUAL_SOURCE)
     if len({other.first.weights for other in others}) > 1:
@@ -241,11 +241,11 @@ def _told_apart(lines: Sequence[Line]) -> tuple[Line, ...]:
     for line in lines:
         same = [other for other in lines if other.name == line.name]
         names = [name for name in differing(same) if name != "reconstruction.iters"]
-        found.append(replace(line, apart=", ".join(_options(line, names))))
+        found.append(replace(line, apart=", ".join(option_words(line, names))))
     return tuple(found)
 
 
-def _options(line: Line, names: Sequence[str]) -> list[str]:
+def option_words(line: Line, names: Sequence[str]) -> list[str]:
     """Options of a line in words, the first of many."""
     words = [f"{name.rpartition('.')[2]} {line.first.options.get(name, 'unknown')}" for name in names[:MOST_OPTIONS]]
     return words + (["..."] if len(names) > MOST_OPTIONS else [])

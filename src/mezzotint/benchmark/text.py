@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from mezzotint.benchmark.columns import FD, LPIPS, PSNR, SAMPLER, SQNR, SSIM, Column, columns_of
 from mezzotint.benchmark.costs import cost_tables
 from mezzotint.benchmark.fields import MISSING, Field, TextTable, effect_field, heading, number_text, stat_field
-from mezzotint.benchmark.plan import OURS, RELEASED, label
+from mezzotint.benchmark.names import variant_notes
+from mezzotint.benchmark.plan import OURS, RELEASED
 from mezzotint.benchmark.row import Row
-from mezzotint.benchmark.rows import missing
 from mezzotint.benchmark.table import Block, Line, effect_blocks, recipe_blocks
 
 EFFECTS = (SQNR, SAMPLER, PSNR, LPIPS, FD)  # columns of the tables of changes, beside scores
@@ -58,9 +59,17 @@ def _recipes(model: str, blocks: list[Block]) -> TextTable:
                 fields.append(stat_field(line.stat(column), column.digits, standing[index]))
             section.append(fields)
         sections.append(section)
-    notes = _column_notes(rows, columns) + _float_notes(blocks, columns) + _score_notes(rows) + _warnings(rows)
-    header = words + [heading(column) for column in columns]
+    notes = _column_notes(rows, columns) + _float_notes(blocks, columns) + _score_notes(rows)
+    notes += variant_notes(rows) + _warnings(rows)
+    header = words + _headings(columns, rows)
     return TextTable(model, effort(rows), header, len(words), sections, notes, _ranked(columns, len(words)))
+
+
+def _headings(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """Titles of the columns. Beside images that integers drew, those of SQNR say that it is not of integers."""
+    drawn = any(row.arithmetic != "simulated" for row in rows)
+    told = [replace(c, title=f"{c.title} (simulated)") if drawn and c in (SQNR, SAMPLER) else c for c in columns]
+    return [heading(column) for column in told]
 
 
 def _float_section(blocks: list[Block], columns: list[Column], words: list[str]) -> list[list[list[Field]]]:
@@ -103,7 +112,7 @@ def _effects(title: str, what: str, blocks: list[Block]) -> TextTable:
         for block in blocks
     ]
     words = ["bits", "change", what, *(["setting"] if settings else [])]
-    header = [*words, *(heading(column) for column in columns)]
+    header = [*words, *_headings(columns, rows)]
     how = (
         f"in brackets: the change against {OURS} of the same seeds, ± the deviation of that over the seeds, or for one "
         f"seed the bootstrap intervals of both figures together; bold: larger than that"
@@ -139,7 +148,7 @@ def effort(rows: Sequence[Row]) -> str:
     iterations = several([row.iters for row in rows if row.iters])
     learned = f"units learned in {iterations} iterations" if iterations else "nothing learned"
     return (
-        f"{several([f'{row.samples:,}' for row in rows])} images, {steps} steps, drawn by the "
+        f"{' or '.join(dict.fromkeys(f'{row.samples:,}' for row in rows))} images, {steps} steps, drawn by the "
         f"{several([row.drawn for row in rows])}; calibrated on "
         f"{several([row.calib_size for row in rows])} samples, {learned}; "
         f"calibration seeds {several(sorted({row.seed for row in rows}))}; {several([row.device for row in rows])}"
@@ -179,12 +188,17 @@ def _float_notes(blocks: Sequence[Block], columns: Sequence[Column]) -> list[str
 
 
 def _score_notes(rows: Sequence[Row]) -> list[str]:
-    """What stands beside every score: how many images, which features, how they were resized."""
-    notes: dict[str, None] = {}
+    """What stands beside every score: how many images, which features, how they were resized; alike ones at once."""
+    made: dict[str, tuple[dict[str, None], set[int]]] = {}
     for score in (score for row in rows for score in row.scores):
         resized = f", {score['resize']}" if score.get("resize") else ""
-        notes[f"{score['name']}: {score['count']:,} images, {score['features']}{resized}"] = None
-    return list(notes)
+        names, counts = made.setdefault(f"{score['features']}{resized}", ({}, set()))
+        names[score["name"]] = None
+        counts.add(score["count"])
+    return [
+        f"{', '.join(names)}: {' or '.join(f'{count:,}' for count in sorted(counts))} images, {how}"
+        for how, (names, counts) in made.items()
+    ]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
@@ -196,8 +210,3 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
         if row.refused
     ]
     return [f"{WARNING}{word}" for word in dict.fromkeys(words)]
-
-
-def missing_cells(planned: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
-    """The cells that were asked for and did not run, one line each."""
-    return [label(key) for key in missing(planned, rows)]

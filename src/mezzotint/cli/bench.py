@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SLOWEST = 8  # layers in the table
 DIGITS = 4  # of a time
 GPU_PEAK = "of a step, weights included; what the device held before the variant was made does not count"
+NO_PEAK = "not measured: that takes Linux, where a process can let go of its peak"
 CPU_PEAK = (
     "resident set at its highest in a step, in a process of its own: weights, trace and what a step needs; libraries "
     "do not count"
@@ -187,7 +188,7 @@ def _table(result: dict[str, Any]) -> Group:
         rows = {"machine": f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}"}
     if "attention" in result:
         rows["attention"] = f"products of {result['attention']}"
-    rows["peak memory"] = GPU_PEAK if "gpu" in result else CPU_PEAK if peaks else "not measured: this takes Linux's /proc"
+    rows["peak memory"] = (GPU_PEAK if "gpu" in result else CPU_PEAK) if peaks else NO_PEAK
     rows |= {f"bytes, {name}": size(count) for name, count in result["bytes"].items()}
     rows["bytes"] = "of tensors; a file has a header besides, which names them (mezzotint inspect says both)"
     return Group(*parts, facts("Here", {**rows, "verdict": result["verdict"]}))

@@ -208,7 +208,7 @@ def bench_quality(
                 drawing["source"] = prompts.name if prompts else f"--labels {labels}"
             left = _run(pipeline, cells, out, progress, device=place, budget=budget, **drawing, **scoring)
     files = render(out)
-    rows = RowFile(out).read()
+    rows, missing = RowFile(out).read(), RowFile(out).missing()
     found = verdict(rows)
     result = {
         "folder": str(out),
@@ -216,6 +216,7 @@ def bench_quality(
         "verdict": [found.headline, *found.sentences],
         "rows": [row.key | {"sqnr_db": row.sqnr_db, "psnr_mean_db": row.psnr_mean_db, "fd": row.fd} for row in rows],
         "left": [cell.key for cell in left],
+        "missing": missing,
     }
     show(result, _tables(rows, result), json)
 
@@ -274,18 +275,27 @@ def _tables(rows: list[Row], result: dict[str, Any]) -> Group:
     words = {"verdict": "\n".join(result["verdict"]), "files": "\n".join(result["files"])}
     if notes:
         words["warnings"] = "\n".join(note.removeprefix(WARNING) for note in notes)
-    return Group(*parts, facts("Table", {**words, "not run": str(len(result["left"]))}))
+    return Group(*parts, facts("Table", {**words, "not run": _missing(result)}))
+
+
+def _missing(result: dict[str, Any]) -> str:
+    """How many planned cells of the folder are not there, and where they are listed."""
+    from mezzotint.benchmark.render import MARKDOWN
+
+    count = len(result["missing"])
+    return f"{count} planned cell{'s' if count != 1 else ''}, see {MARKDOWN}" if count else "0"
 
 
 def summary(row: Row) -> str:
     """A finished cell on one line: its figures, and where its time went."""
     from mezzotint.benchmark.plan import label
 
+    simulated = "" if row.arithmetic == "simulated" else " (simulated)"
     trained = "" if row.fd_train is None else f", to training {row.fd_train:.3f} ({row.fd_train_float:.3f})"
     scores = "".join(f", {score['name']} {score['value']:.3f}" for score in row.scores)
     speed = "" if row.ms_per_iteration is None else f", {row.ms_per_iteration:.2f} ms an iteration"
     return (
-        f"{label(row.key)}: SQNR {row.sqnr_db:.2f} dB, PSNR pooled {row.psnr_pooled_db:.2f} mean "
+        f"{label(row.key)}: SQNR {row.sqnr_db:.2f} dB{simulated}, PSNR pooled {row.psnr_pooled_db:.2f} mean "
         f"{row.psnr_mean_db:.2f} dB, FD {row.fd:.3f}{trained}{scores}; {_seconds(row)}{speed}"
     )
 

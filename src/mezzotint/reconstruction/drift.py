@@ -17,6 +17,16 @@ which no loss of a block notices, tints the picture by 0.05. The network answers
 not the tint itself, and in some models (3) overshoots. So all of b, half, or nothing is taken, whichever brings the
 samples that the quantized network draws closest to the float ones; what it brings is measured in docs/LOG.md.
 
+The bias is that of the published model, attention products on codes. A deployment may compute them in floats
+(`gpu.network`), and the mean of eps moves by d_i: the grids of the probabilities lose mass, which the floats do not.
+It then takes off, in place of nothing,
+
+    shift = sum_i w_i d_i / sum_i w_i                                                                                (4)
+
+so that its mean error, weighted as in (2), is that of the corrected network on codes, and not zero: which share of (3)
+serves best was found by drawing, with the very errors that attention in floats leaves as they are. d_i does not depend
+on conv_out's bias; it is the mean of differences at equal x_t, so fewer trajectories than for e_i are enough.
+
 Of a network that predicts a velocity or the clean sample, the output's error moves eps by a factor k_i, sqrt(a_i) or
 -sqrt(a_i / (1 - a_i)); its weight is w_i k_i. With guidance, e_i is the error of the guided eps: a constant passes
 through guidance as it is. PLMS and eta > 0 weigh the steps a little otherwise than (1); the same weights are used.
@@ -25,6 +35,8 @@ through guidance as it is. PLMS and eta > 0 weigh the steps a little otherwise t
     e_i   float32  [C]        mean over samples and pixels of eps of the simulated minus that of the float network;
                               under guidance of the guided eps, which a bias shifts by as much
     b     float32  [C]        taken off the bias of conv_out
+    d_i   float32  [C]        mean of eps with attention products in floats minus eps with them on codes
+    shift float32  [C]        taken off too, where attention products are in floats: `layers.float_attention`
 
 Not in the paper: per-channel bias correction is known from classification networks (Nagel et al. 2019,
 arXiv:1906.04721, section 4.2); new is the weight of a sampler's steps. The trajectories are the float model's, from
@@ -33,6 +45,7 @@ seeds that no calibration sample has.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +55,7 @@ from torch import Tensor, nn
 
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError
+from mezzotint.layers.float_attention import OutputShift, float_products, has_quantized_products, shift_output_
 from mezzotint.models.denoiser import network_of
 from mezzotint.models.units import layers_by_role
 from mezzotint.progress import Progress
@@ -50,7 +64,7 @@ from mezzotint.sampling.correction import eps_factors
 from mezzotint.sampling.schedulers import DDIM
 
 SHARES = (1.0, 0.5, 0.0)  # of b
-COMPARED = 32  # trajectories that choose the share
+COMPARED = 32  # trajectories that choose the share; those of (4) are the batches that they begin in
 
 
 @torch.no_grad()
