@@ -16,13 +16,13 @@ from mezzotint.benchmark import measure as measuring
 from mezzotint.benchmark.bench import Bench
 from mezzotint.benchmark.measure import draw
 from mezzotint.benchmark.merging import merge
+from mezzotint.benchmark.names import missing_cells
 from mezzotint.benchmark.page import render_report
 from mezzotint.benchmark.plan import Cell, Plan, list_cells
 from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.rows import RowFile, finished
 from mezzotint.benchmark.run import run_cells
 from mezzotint.benchmark.table import recipe_blocks
-from mezzotint.benchmark.names import missing_cells
 from mezzotint.benchmark.text import tables
 from mezzotint.errors import ModelError
 from mezzotint.layers.int_base import IntLayer
@@ -131,8 +131,8 @@ def test_rows_of_both_are_neither_averaged_nor_compared(tmp_path: Path) -> None:
     rows = [make_row(seed=1, fd=1.0), make_row("nearest", fd=3.0), deployed_row(seed=2, fd=9.0), deployed_row(seed=3)]
     blocks = recipe_blocks(rows)
     assert [(block.setting, [len(line.rows) for line in block.lines]) for block in blocks] == [
-        ("networks as deployed (attention in bf16)", [2]),
-        ("simulated networks", [1, 1]),
+        ("deployed", [2]),
+        ("simulated", [1, 1]),
     ]
     table, *_ = tables(rows)
     assert "drawn by the networks as deployed (attention in bf16), simulated networks;" in table.caption

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,41 @@ def test_the_pictures_are_those_of_the_rows(page: str, table: Path) -> None:
     plate = re.search(r'class="pixelated" src="data:image/png;base64,([^"]+)" alt="Images of eda-dm', page)
     assert plate is not None
     assert Image.open(io.BytesIO(base64.b64decode(plate[1]))).size == (16, 16)  # two of two rows, of 8 pixels each
+
+
+def test_rows_without_their_folder_of_pictures_make_a_page_that_says_so(table: Path) -> None:
+    """A table may be kept without its pictures; one picture that is missing among others is an error."""
+    shutil.rmtree(table / "images")
+    render(table)
+    page = (table / "report.html").read_text(encoding="utf-8")
+    assert "The pictures are not here" in page
+    assert "data:image" not in page
+
+
+def test_the_slider_begins_with_the_images_of_the_row_at_the_top(table: Path) -> None:
+    with Image.open(table / "images" / "0.png") as picture:
+        picture.save(table / "images" / "last.png")
+    last = make_row(bits="w4a4", seed=1)
+    first = RowFile(table).read()[0].sheets
+    assert first is not None
+    RowFile(table).append(
+        last.model_copy(update={"sheets": first.model_copy(update={"quantized_images": "images/last.png"})})
+    )
+    render(table)
+    page = (table / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<option value=.sheet-1-\d+. selected>W4A8 eda-dm<", page)
+
+
+def test_sqnr_is_said_to_be_of_simulated_networks_where_integers_drew(table: Path) -> None:
+    render(table)
+    assert "of the simulated networks, also" not in (page := (table / "report.html").read_text(encoding="utf-8"))
+    assert "images of every cell" in page
+    RowFile(table).append(make_row(arithmetic="deployed", attention="bf16", samples=2048))
+    render(table)
+    page = (table / "report.html").read_text(encoding="utf-8")
+    assert page.count("the simulated networks, also where integers drew the images") == 2  # curves and layers
+    assert "SQNR of eps (simulated), dB" in page
+    assert "images of that cell" in page
 
 
 def test_nothing_outside_the_file_is_named(page: str) -> None:

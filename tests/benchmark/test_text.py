@@ -6,9 +6,9 @@ import re
 from benchmark_rows import make_cost, make_row
 from mezzotint.benchmark.fields import effect_field, number_text, stat_field, stat_text
 from mezzotint.benchmark.markup import latex, markdown, tex
+from mezzotint.benchmark.names import missing_cells
 from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.table import Change, Stat
-from mezzotint.benchmark.names import missing_cells
 from mezzotint.benchmark.text import tables
 
 
@@ -115,3 +115,60 @@ def test_it_is_said_where_a_quantized_model_is_ahead_of_the_float_model() -> Non
     assert any(
         note.startswith("FD to the training images: where") for note in tables([make_row(fd_train=60.0)])[0].notes
     )
+
+
+def test_what_was_scored_alike_is_said_once() -> None:
+    """Whatever the number of images, and against whichever images."""
+    same = {"low": None, "high": None, "features": "zoo net", "resize": "64 px"}
+    scores = [{"name": name, "value": 1.0, **same} for name in ("FD-zoo", "FD-zoo to float")]
+    rows = [make_row(samples=n, scores=[{**score, "count": n} for score in scores]) for n in (5000, 2048)]
+    table = tables(rows)[0]
+    about = [note for note in table.notes if "zoo net" in note]
+    assert about == ["FD-zoo, FD-zoo to float: 2,048 or 5,000 images, zoo net, 64 px"]
+    assert table.caption.startswith("2,048 or 5,000 images, ")
+
+
+def test_sqnr_says_that_it_is_not_of_the_integers_that_drew_the_images() -> None:
+    rows = [make_row(sampler_sqnr_db=27.0), make_row("nearest", sampler_sqnr_db=20.0)]
+    plain = ["SQNR of eps, dB ↑", "SQNR in the sampler, dB ↑"]
+    assert tables(rows)[0].header[2:4] == plain
+    drawn = [row.model_copy(update={"arithmetic": "deployed", "attention": "bf16"}) for row in rows]
+    changed = drawn[0].model_copy(update={"variant": "no FBR", "kind": "ablation"})
+    wanted = ["SQNR of eps (simulated), dB ↑", "SQNR in the sampler (simulated), dB ↑"]
+    recipes, _, ablations = tables([*drawn, changed])
+    assert recipes.header[2:4] == ablations.header[3:5] == wanted
+
+
+def test_the_float_model_has_one_row_where_it_is_the_same_in_all_settings() -> None:
+    rows = [make_row(), make_row(arithmetic="integer", attention="int8")]
+    (section, *_) = tables(rows)[0].sections
+    assert [[field.text for field in row[:3]] for row in section] == [["float", "–", "–"]]
+    other = make_row(samples=2048, fd_train_float=72.0)
+    (section, *_) = tables([*rows, other])[0].sections
+    assert [row[2].text for row in section] == [
+        "2,048 images, simulated",
+        "5,000 images, integer; 5,000 images, simulated",
+    ]
+
+
+def test_the_largest_group_of_recipes_that_cost_alike_is_not_listed() -> None:
+    rows = [make_row(name) for name in ("nearest", "ptq4dm", "q-diffusion")]
+    (*_, alike, other) = tables([*rows, make_row("tfmq-dm", cost=make_cost(300_000))])[1].sections[-1]
+    assert (alike[1].text, other[1].text) == ("every other recipe", "tfmq-dm")
+
+
+def test_names_in_brackets_are_explained() -> None:
+    """Those of the tables of changes by their sentences, a user's by the options in which it differs."""
+    config = {**make_row().config, "drift_trajectories": 0}
+    rows = [make_row(), make_row(variant="nodrift", config=config)]
+    assert "eda-dm (nodrift): drift_trajectories 0" in tables(rows)[0].notes
+    variants = ("no FBR", "second-pass", "nodrift", "nodrift, no FBR", "riddle")
+    planned = [{**rows[0].key, "seed": 9, "variant": name} for name in variants]
+    assert missing_cells(planned, rows) == [
+        "emoji w4a8 eda-dm seed 9 (no FBR): block losses alone (gamma 0)",
+        "emoji w4a8 eda-dm seed 9 (second-pass): the released code takes the layer losses from a second quantized pass "
+        "with other QDrop masks",
+        "emoji w4a8 eda-dm seed 9 (nodrift): drift_trajectories 0",
+        "emoji w4a8 eda-dm seed 9 (nodrift, no FBR): block losses alone (gamma 0); beside the options of 'nodrift'",
+        "emoji w4a8 eda-dm seed 9 (riddle): named with --variant; no finished cell says what it changes",
+    ]

@@ -87,6 +87,8 @@ def test_a_finished_cell_on_one_line() -> None:
         "emoji w4a8 eda-dm seed 1: SQNR 29.00 dB, PSNR pooled 24.50 mean 27.25 dB, FD 1.250, to training 70.500 "
         "(70.000), FID 9.500; 41 s: calibrate 30, draw 10, compare 1, 1.50 ms an iteration"
     )
+    drawn = summary(row.model_copy(update={"arithmetic": "integer", "attention": "int8"}))
+    assert drawn.startswith("emoji w4a8 eda-dm seed 1 integer: SQNR 29.00 dB (simulated), PSNR")
     seconds = {
         "float images": 39.0,
         "record": 3.0,
@@ -99,6 +101,13 @@ def test_a_finished_cell_on_one_line() -> None:
     seconds |= {"calibrate": 26.0, "sample": 8.0, "sqnr": 2.0, "compare": 2.0, "score": 1.0}
     told = "calibrate 26 (record 3, select 6, fit 2, reconstruct 15; shared 9), draw 8, sqnr 2, compare 2, score 1"
     assert f"; 39 s: {told}, beside float images 39, 1.50 ms" in summary(make_row(seconds=seconds))
+
+
+def test_a_table_counts_what_was_planned_and_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RowFile(tmp_path).append(make_row())
+    RowFile(tmp_path).plan([make_row(seed=seed).key for seed in (1, 2)])
+    assert run(["bench-quality", "--render", "-o", str(tmp_path)]) == 0
+    assert "1 planned cell, see table.md" in capsys.readouterr().out
 
 
 def test_tables_of_two_machines_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

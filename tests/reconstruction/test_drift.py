@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mezzotint.config import QuantizeConfig
+from mezzotint.calibration.ranges import quantizers
+from mezzotint.config import QuantizeConfig, with_settings
 from mezzotint.errors import ConfigError
+from mezzotint.layers.attention import QuantizedAttnProcessor
+from mezzotint.layers.float_attention import float_products, output_shift_of
 from mezzotint.models.denoiser import network_of
 from mezzotint.pipeline import simulate
 from mezzotint.progress import NullProgress
@@ -28,10 +32,21 @@ def config() -> QuantizeConfig:
     return make_config("eda-dm", "w4a8", **SMALL)
 
 
+def simulated_network(bits: str) -> Any:
+    plain = make_config("nearest", bits, **{**SMALL, "drift_trajectories": 0})
+    return simulate(tiny_pipeline(), with_settings(plain, {"ranges.candidates": 2}), device="cpu").network
+
+
+def coarsen_(simulated: nn.Module) -> None:
+    """Gives probabilities steps so wide that most become 0: rows of attention lose their mass, and eps its mean."""
+    for module in simulated.modules():
+        if isinstance(module, QuantizedAttnProcessor):
+            module.pv.input_quantizer.scale.fill_(0.05)  # type: ignore[union-attr, operator]
+
+
 def weighted_error(network: nn.Module) -> Tensor:
     run = PairedTrajectories(tiny_pipeline(), config(), config().drift_trajectories, CPU)
-    errors, _ = mean_errors(run, network, NullProgress())
-    return (drift_weights(run.scheduler)[:, None] * errors).sum(0)
+    return (drift_weights(run.scheduler)[:, None] * mean_errors(run, network, NullProgress()).errors).sum(0)
 
 
 def test_the_weights_telescope_and_standing_steps_have_none() -> None:
@@ -63,12 +78,35 @@ def test_the_drift_of_a_calibrated_network_vanishes() -> None:
     assert_close(before, -torch.tensor(found["drift"], dtype=torch.float64))
     assert_close(after, (1 - found["share"]) * before, atol=1e-3 * float(before.abs().max()), rtol=0)
     assert "output_correction" not in plain.results
+    assert output_shift_of(plain.network) is None
+
+
+def test_the_shift_makes_the_drift_in_floats_that_on_codes() -> None:
+    simulated = simulated_network("w4a8")
+    coarsen_(simulated)
+    found = correct_output_(tiny_pipeline(), simulated, config(), CPU, NullProgress())
+    shift = output_shift_of(simulated)
+    assert shift is not None
+    assert found["output_shift"] == shift.model_dump(mode="json")
+    wanted = weighted_error(simulated)
+    with float_products(simulated):
+        moved = weighted_error(simulated)
+    weight = drift_weights(make_scheduler(tiny_pipeline(), config().sampler)).sum()
+    assert float((moved - wanted).abs().max()) > 0.01
+    assert_close(moved - weight * torch.tensor(shift.values), wanted, atol=1e-4, rtol=0)
+    assert all(grid.enabled for grid in quantizers(simulated).values())
+
+
+def test_without_grids_for_products_there_is_no_shift() -> None:
+    simulated = simulated_network("w4a32")
+    assert "output_shift" not in correct_output_(tiny_pipeline(), simulated, config(), CPU, NullProgress())
+    assert output_shift_of(simulated) is None
 
 
 @pytest.mark.parametrize("shift", [[0.05, -0.05, 0.05], [0.0, 0.0, 0.0]])
 def test_samples_end_no_farther_from_the_float_ones_than_before(shift: list[float]) -> None:
     """Whatever the error is, the share that is kept is the best of those tried, and nothing is among them."""
-    simulated = simulate(tiny_pipeline(), make_config("nearest", "w4a8", **{**SMALL, "drift_trajectories": 0})).network
+    simulated = simulated_network("w4a8")
     simulated.conv_out.bias += torch.tensor(shift)  # type: ignore[union-attr, operator]
     start = simulated.conv_out.bias.clone()  # type: ignore[union-attr, operator]
     found = correct_output_(tiny_pipeline(), simulated, config(), CPU, NullProgress())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mezzotint.artifact.leaves import AGAIN, compare_leaves, describe, find_damage, read_header
 from mezzotint.artifact.skeleton import empty_quantized_network
 from mezzotint.errors import ArtifactError, ModelError
+from mezzotint.layers.float_attention import OutputShift, shift_output_
 from mezzotint.manifest import DENOISER, MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from mezzotint.models.load import OWN_CLASSES
 from mezzotint.models.pipelines import OWN_PIPELINES
@@ -46,6 +47,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Di
     networks[DENOISER].quantization = manifest
     if "noise_correction" in manifest.results:
         correct_(networks[DENOISER], _noise_correction(manifest, folder))
+    _shift_output_(networks[DENOISER], manifest, folder)
     given: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}  # has to be said
     kind = OWN_PIPELINES.get(index["_class_name"], DiffusionPipeline)
     try:
@@ -67,6 +69,24 @@ def _noise_correction(manifest: Manifest, folder: Path) -> NoiseCorrection:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ArtifactError(f"{folder / MANIFEST_NAME}: results.noise_correction.{where}: {AGAIN}") from None
+
+
+def _shift_output_(network: nn.Module, manifest: Manifest, folder: Path) -> None:
+    """Gives `network` the shift that the output correction measured, where it has one."""
+    found = (manifest.results.get("output_correction") or {}).get("output_shift")
+    if found is None:
+        return
+    where = f"{folder / MANIFEST_NAME}: results.output_correction.output_shift"
+    try:
+        shift = OutputShift.model_validate(found)
+    except ValidationError as error:
+        part = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ArtifactError(f"{where}.{part}: {error.errors()[0]['msg']}; {AGAIN}") from None
+    bias = dict(network.named_buffers()).get(f"{shift.layer}.bias")
+    if bias is None or len(bias) != len(shift.values):
+        channels = "has no bias" if bias is None else f"has {len(bias)} channels, not {len(shift.values)}"
+        raise ArtifactError(f"{where}: layer {shift.layer!r} {channels}; {AGAIN}")
+    shift_output_(network, shift)
 
 
 def _own_(part: nn.Module) -> None:

@@ -14,6 +14,8 @@ from mezzotint.benchmark.fields import Field, TextTable, number_text
 from mezzotint.benchmark.table import Block
 from mezzotint.evaluation.cost import FixedCost, Sizes
 
+MOST_NAMES = 2  # of recipes in a field
+
 
 def cost_tables(model: str, blocks: Sequence[Block]) -> list[TextTable]:
     """Bytes and bit operations, a row for all recipes of which they are the same; none if no row has them."""
@@ -38,10 +40,9 @@ def cost_tables(model: str, blocks: Sequence[Block]) -> list[TextTable]:
             floats.setdefault(
                 (name, count), ["float", name, *told, *_cost_fields(_as_float(cost, number), count, parts)]
             )
-        alone = sum(other == bits for other, *_ in same) == 1
         row = [
             bits.upper(),
-            "every recipe" if alone and len(names) > 1 else ", ".join(names),
+            _who(names, [others for (setting, *_), others in same.items() if setting == bits]),
             *told,
             *_cost_fields(cost, count, parts),
         ]
@@ -54,6 +55,15 @@ def cost_tables(model: str, blocks: Sequence[Block]) -> list[TextTable]:
     rank = [len(words) + index for index in heavy]
     caption, *notes = _cost_notes(same, parts)
     return [TextTable(f"{model}: cost", caption, [*words, *header], len(words), fields, notes, rank)]
+
+
+def _who(names: list[str], groups: list[list[str]]) -> str:
+    """The recipes `names` in words, of those that cost alike in `groups`."""
+    if len(groups) == 1 and len(names) > 1:
+        return "every recipe"
+    most = max(len(others) for others in groups)
+    largest = len(names) == most and sum(len(others) == most for others in groups) == 1
+    return "every other recipe" if largest and most > MOST_NAMES else ", ".join(names)
 
 
 def _columns(what: str, figure: str) -> list[str]:

@@ -135,13 +135,13 @@ def draw(bench: Bench, cell: Cell, quantized: DiffusionPipeline) -> tuple[Tensor
     return bench.images(quantized, sampler), {"arithmetic": "simulated", "refused": refused}
 
 
-def _how(arithmetic: Arithmetic, device: str, coded: bool) -> dict[str, str]:
-    """What `optimize` is told; `coded` says whether products of attention have grids. A CPU knows the exact way only."""
+def _how(arithmetic: Arithmetic, device: str, coded: bool) -> dict[str, Any]:
+    """What `optimize` is told; `coded`: whether products of attention have grids. A CPU knows the exact way only."""
     exact = arithmetic == "integer" or torch.device(device).type == "cpu"
     return {"attention": "int8" if exact and coded else "bf16", "activations": "fp32" if exact else "bf16"}
 
 
-def _on_integers(quantized: DiffusionPipeline, how: dict[str, str]) -> DiffusionPipeline:
+def _on_integers(quantized: DiffusionPipeline, how: dict[str, Any]) -> DiffusionPipeline:
     """A pipeline whose denoiser, too, computes with integers, prepared as for users; `quantized` still simulates."""
     simulated = network_of(quantized)
     integer = to_integer(copy.deepcopy(simulated).cpu()).to(device_of(simulated))  # packed where artifacts are

@@ -1,7 +1,7 @@
 """What the short names in brackets mean: of differences and ablations, and variants that a user named.
 
-    no FBR      an ablation, "symmetric" a difference: the sentence of its table
-    my-idea     a user's: the options in which a row of that name differs from the plain recipe beside it
+no FBR      an ablation, "symmetric" a difference: the sentence of its table
+my-idea     a user's: the options in which a row of that name differs from the plain recipe beside it
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Seq
     if not (folder / IMAGES).is_dir():
         rows = [row.model_copy(update={"sheets": None}) for row in rows]
     blocks = recipe_blocks(rows)
-    line = _featured(blocks)
+    line = _featured([line for block in blocks for line in block.lines])
     featured = line.first
     return render_page(
         TEMPLATE,
@@ -51,6 +51,7 @@ def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Seq
             "featured": featured,
             "lead": {"fd": line.stat(FD), "psnr": line.stat(PSNR)},
             "count": len(rows),
+            "several_sizes": len({row.samples for row in rows}) > 1,
             "plate": _plate(folder, featured),
             "sheets": [_sheets(folder, model, list(group)) for model, group in groupby(blocks, lambda b: b.model)],
             "simulated": any(row.arithmetic != "simulated" for row in rows),
@@ -65,11 +66,9 @@ def render_report(rows: Sequence[Row], tables: Sequence[TextTable], missing: Seq
     )
 
 
-def _featured(blocks: Sequence[Block]) -> Line:
-    """The line at the top of the page: ours with 4-bit weights and 8-bit activations, or what comes closest to that."""
-    lines = [(block, line) for block in blocks for line in block.lines]
-    ranked = sorted(lines, key=lambda pair: (pair[1].name != OURS, pair[0].bits != "w4a8"))
-    return ranked[0][1]
+def _featured(lines: Sequence[Line]) -> Line:
+    """The line to show first: ours with 4-bit weights and 8-bit activations, or what comes closest to that."""
+    return min(lines, key=lambda line: (line.name != OURS, line.first.bits != "w4a8"))
 
 
 def _plate(folder: Path, row: Row) -> dict[str, Any] | None:
@@ -103,11 +102,12 @@ def _sheets(folder: Path, model: str, blocks: list[Block]) -> dict[str, Any] | N
     with _picture(folder / first.float_images) as sheet:
         width, height = sheet.size
     pictures = [{"name": name, "source": _uri((folder / path).read_bytes())} for name, path in found.items()]
-    last = max((n for n, picture in enumerate(pictures) if picture["name"].endswith(OURS)), default=len(pictures) - 1)
+    leading = _featured(pictured).first.sheets
+    assert leading is not None
     return {
         "model": model,
         "pictures": pictures,
-        "right": last,
+        "right": list(found.values()).index(leading.quantized_images),
         "width": width,
         "height": height,
         "count": first.count,

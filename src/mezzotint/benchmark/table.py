@@ -231,7 +231,8 @@ def _setting(line: Line, lines: Sequence[Line]) -> str:
     if len({other.first.samples for other in others}) > 1:
         words.append(f"{row.samples:,} images")
     if len({other.first.drawn for other in others}) > 1:
-        words.append(row.drawn)
+        alike = {other.first.attention for other in others if other.first.arithmetic == row.arithmetic}
+        words.append(row.arithmetic + (f", {row.attention} attention" if len(alike) > 1 else ""))
     return ", ".join(words)
 
 

@@ -73,18 +73,22 @@ def _headings(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
 
 
 def _float_section(blocks: list[Block], columns: list[Column], words: list[str]) -> list[list[list[Field]]]:
-    """What the float model itself has, for figures that do not compare with it; a row for each setting."""
-    section = []
+    """What the float model itself has, for figures that do not compare with it: a row for all settings where it has the
+    same."""
+    found: dict[tuple[str, ...], list[str]] = {}
     for setting, group in groupby(sorted(blocks, key=lambda block: block.setting), key=lambda block: block.setting):
         rows = [row for block in group for line in block.lines for row in line.rows]
         floats = [next((v for row in rows if (v := column.floating(row)) is not None), None) for column in columns]
         if any(value is not None for value in floats):
-            named = {"bits": "float", "setting": setting}
-            figures = [
+            figures = (
                 MISSING if value is None else number_text(value, column.digits)
                 for value, column in zip(floats, columns, strict=True)
-            ]
-            section.append([Field(text) for text in [*(named.get(word, MISSING) for word in words), *figures]])
+            )
+            found.setdefault(tuple(figures), []).append(setting)
+    section = []
+    for numbers, settings in found.items():
+        named = {"bits": "float", "setting": "; ".join(settings) if len(found) > 1 else MISSING}
+        section.append([Field(text) for text in (*(named.get(word, MISSING) for word in words), *numbers)])
     return [section] if section else []
 
 

@@ -22,6 +22,7 @@ from mezzotint.kernels.triton import Operand, conv2d_operand, linear_operand
 from mezzotint.kernels.triton import attention as _attention  # noqa: F401 - defines the operators
 from mezzotint.kernels.triton import int_attention as _int_attention  # noqa: F401 - likewise
 from mezzotint.kernels.triton import shared_reading as _shared_reading  # noqa: F401 - likewise
+from mezzotint.layers.float_attention import OutputShift
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d
 
@@ -32,10 +33,15 @@ _NO_EDGES = [0, 0, 0, 0]
 
 
 class Constants:
-    """Operands of products by the layers they come from; made on first use, on the device of the layers."""
+    """Operands of products by the layers they come from; made on first use, on the device of the layers.
 
-    def __init__(self, layers: Mapping[str, IntLayer]) -> None:
+    Args:
+        shift: comes off the bias of the layer that it names.
+    """
+
+    def __init__(self, layers: Mapping[str, IntLayer], shift: OutputShift | None = None) -> None:
         self.layers = layers
+        self._shift = shift
         self._made: dict[Any, Operand] = {}
 
     def operand(self, names: tuple[str, ...], edges: tuple[int, ...], geglu: bool) -> Operand:
@@ -54,16 +60,24 @@ class Constants:
         return sum(value.nbytes for value in tensors if value is not None)
 
     def _make(self, names: tuple[str, ...], edges: tuple[int, ...], geglu: bool) -> Operand:
-        layers = [self.layers[name] for name in names]
-        first = layers[0]
+        first = self.layers[names[0]]
         if isinstance(first, IntConv2d):
             padding = first.geometry.padding
             own = (padding[0], padding[0], padding[1], padding[1])
             around: Any = tuple(a + b for a, b in zip(own, edges, strict=True))
-            bias = first.bias if first.groups else None
-            return conv2d_operand(_weighted(first), bias=bias, padding=around, bits=_stored_bits(first))
-        parts = [part for layer in layers for part in _weighted(layer)]
+            bias = self._bias(names[0])
+            parts, whole = _weighted(first, bias), bias if first.groups else None
+            return conv2d_operand(parts, bias=whole, padding=around, bits=_stored_bits(first))
+        parts = [part for name in names for part in _weighted(self.layers[name], self._bias(name))]
         return linear_operand(parts, bits=_stored_bits(first), geglu=geglu)
+
+
+    def _bias(self, name: str) -> Tensor | None:
+        layer = self.layers[name]
+        assert isinstance(layer, IntWeightedLayer)
+        if self._shift is None or self._shift.layer != name or layer.bias is None:
+            return layer.bias
+        return layer.bias - self._shift.tensor(layer.bias)
 
 
 def _stored_bits(layer: IntLayer) -> int:
@@ -71,12 +85,12 @@ def _stored_bits(layer: IntLayer) -> int:
     return 4 if layer.weight_grid.bits == 4 else 8
 
 
-def _weighted(layer: IntLayer) -> list[Weighted]:
-    """Constants of every group of input channels of `layer`; a bias where there is one group."""
+def _weighted(layer: IntLayer, whole: Tensor | None) -> list[Weighted]:
+    """Constants of every group of input channels of `layer`; the bias `whole` where there is one group."""
     assert isinstance(layer, IntWeightedLayer)
     assert layer.spec.input is not None
     weight, largest, groups = layer.weight_codes(), layer.spec.input.quant_max, layer.group_constants()
-    bias = layer.bias if len(groups) == 1 else None
+    bias = whole if len(groups) == 1 else None
     extra: dict[str, Any] = {"geometry": layer.geometry} if isinstance(layer, IntConv2d) else {}
     return [
         Weighted(weight[:, slice(*channels)].contiguous(), multiplier, bias, zero_point, largest, **extra)

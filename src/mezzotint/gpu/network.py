@@ -35,6 +35,7 @@ from mezzotint.gpu.tracing import trace
 from mezzotint.gpu.vectors import widen_vectors_
 from mezzotint.gpu.vocabulary import CODES, Node
 from mezzotint.kernels.contract import KernelReport
+from mezzotint.layers.float_attention import OutputShift, output_shift_of
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d, IntLinear
 
@@ -53,8 +54,8 @@ class LoweringConfig:
     Attributes:
         dtype: of the activations between integer products, but for vectors of a whole sample.
         graph: capture a CUDA graph for every shape of the inputs.
-        attention: "bf16", products of q, k, probabilities and v in `dtype`; or "int8", of their codes, as the
-            integer model has them.
+        attention: "bf16", products of q, k, probabilities and v in `dtype`, and the network's output shift, where it
+            has one, taken off (`layers.float_attention`); or "int8", of their codes, as the integer model has them.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -112,7 +113,7 @@ class LoweredCalls:
         self.lowered: dict[Any, Lowered] = {}
         self._network = network
         self._layers = {name: module for name, module in network.named_modules() if isinstance(module, IntLayer)}
-        self.constants = Constants(self._layers)
+        self.constants = Constants(self._layers, self._shift())
         self._state = self._state_now()
         self._signature = inspect.signature(network.forward)
 
@@ -120,7 +121,7 @@ class LoweredCalls:
         x_t, t, cond, return_dict = self._bound(args, kwargs)
         if self._state_now() != self._state:  # a layer was moved or loaded
             self.lowered.clear()
-            self.constants = Constants(self._layers)
+            self.constants = Constants(self._layers, self._shift())
             self._state = self._state_now()
         key = (tuple(x_t.shape), x_t.device, *((name, tuple(rows.shape)) for name, rows in sorted(cond.items())))
         if key not in self.lowered:
@@ -147,7 +148,7 @@ class LoweredCalls:
 
     @torch.no_grad()
     def _lower(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Lowered:
-        traced, layers = trace(self._network, x_t, t, cond, self.config.dtype)
+        traced, layers = trace(self._network, x_t, t, cond, self.config.dtype, self._shift())
         graph = to_rows(traced, layers)
         if self.config.attention == "int8":
             quantize_attention_(graph, layers)
@@ -170,6 +171,10 @@ class LoweredCalls:
             compile_kernels(lambda: module(*inputs.values()))
         costs = step_costs(graph, self._layers, self.config.dtype)
         return Lowered(module, inputs, costs=costs, attention=attention_reports(graph, folded, self.config.dtype))
+
+    def _shift(self) -> OutputShift | None:
+        """What comes off the output, None where attention is on codes."""
+        return None if self.config.attention == "int8" else output_shift_of(self._network)
 
     def _to_host_(self) -> None:
         """Moves the packed weights of lowered layers off the device."""

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from mezzotint.errors import ModelError
 from mezzotint.kernels.contract import Weighted, conv2d_shape
 from mezzotint.layers.attention import ProjectedAttention, QuantizedAttnProcessor
+from mezzotint.layers.float_attention import OutputShift
 from mezzotint.layers.int_base import IntLayer
 from mezzotint.layers.int_timed import IntTimedLinear
 from mezzotint.layers.integer import IntConv2d, IntLinear
@@ -95,18 +96,24 @@ class _Eps(nn.Module):
 
 
 def trace(
-    network: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor], dtype: torch.dtype
+    network: nn.Module,
+    x_t: Tensor,
+    t: Tensor,
+    cond: dict[str, Tensor],
+    dtype: torch.dtype,
+    shift: OutputShift | None = None,
 ) -> tuple[fx.GraphModule, dict[str, IntLayer]]:
     """The graph of eps(x_t, t, **cond), for inputs of these shapes, and the integer layers by the names in it.
 
     Args:
         dtype: of the activations between the products.
+        shift: comes off the bias of the layer that it names, where that is a float layer in the graph.
 
     Raises:
         ModelError: the network holds an integer layer that has no stand-in.
     """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, IntLayer)}
-    plain = _with_stand_ins(network, layers, dtype)
+    plain = _with_stand_ins(network, layers, dtype, shift)
     x_t, cond = _as(dtype, x_t), {name: _as(dtype, rows) for name, rows in cond.items()}
     with torch.no_grad():
         program = torch.export.export(_Eps(plain), (x_t, t), cond, strict=False)
@@ -119,7 +126,9 @@ def _as(dtype: torch.dtype, value: Tensor) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _with_stand_ins(network: nn.Module, layers: dict[str, IntLayer], dtype: torch.dtype) -> nn.Module:
+def _with_stand_ins(
+    network: nn.Module, layers: dict[str, IntLayer], dtype: torch.dtype, shift: OutputShift | None
+) -> nn.Module:
     """A copy of `network` in `dtype` that shares nothing it changes and holds no integer layer."""
     plain = copy.deepcopy(network, memo={id(layer): layer for layer in layers.values()})
     plain._compiled_call_impl = None
@@ -132,6 +141,9 @@ def _with_stand_ins(network: nn.Module, layers: dict[str, IntLayer], dtype: torc
         if name.rpartition(".")[0].endswith(".processor"):
             continue  # a product of attention; gone with its processor
         set_module_(plain, name, _stand_in(layer, name))
+    last: Any = None if shift is None else plain.get_submodule(shift.layer)
+    if shift is not None and isinstance(last, nn.Conv2d) and last.bias is not None:
+        last.bias.sub_(shift.tensor(last.bias))
     nn.Module.to(plain, dtype).eval().requires_grad_(False)  # of nn.Module: diffusers warns of casts
     for layer in layers.values():
         if isinstance(layer, IntTimedLinear):

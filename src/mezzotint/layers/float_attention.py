@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
-from torch import nn
+from torch import Tensor, nn
 
 from mezzotint.layers.simulated import FakeQuantMatMul
 
@@ -32,6 +34,10 @@ class OutputShift(BaseModel):
 
     layer: str
     values: tuple[FiniteFloat, ...] = Field(min_length=1)
+
+    def tensor(self, like: Tensor) -> Float[Tensor, " c"]:
+        """The values in the dtype and on the device of `like`."""
+        return torch.tensor(self.values, dtype=like.dtype, device=like.device)
 
 
 def shift_output_(network: nn.Module, shift: OutputShift) -> None:

@@ -19,13 +19,13 @@ samples that the quantized network draws closest to the float ones; what it brin
 
 The bias is that of the published model, attention products on codes. A deployment may compute them in floats
 (`gpu.network`), and the mean of eps moves by d_i: the grids of the probabilities lose mass, which the floats do not.
-It then takes off, in place of nothing,
+There conv_out's bias also loses
 
     shift = sum_i w_i d_i / sum_i w_i                                                                                (4)
 
 so that its mean error, weighted as in (2), is that of the corrected network on codes, and not zero: which share of (3)
-serves best was found by drawing, with the very errors that attention in floats leaves as they are. d_i does not depend
-on conv_out's bias; it is the mean of differences at equal x_t, so fewer trajectories than for e_i are enough.
+serves best was found by drawing, and the network answers to a tint in floats as it does on codes. d_i does not depend
+on conv_out's bias, so it is measured while e_i is; as a mean of differences at equal x_t it needs fewer trajectories.
 
 Of a network that predicts a velocity or the clean sample, the output's error moves eps by a factor k_i, sqrt(a_i) or
 -sqrt(a_i / (1 - a_i)); its weight is w_i k_i. With guidance, e_i is the error of the guided eps: a constant passes
@@ -67,6 +67,21 @@ SHARES = (1.0, 0.5, 0.0)  # of b
 COMPARED = 32  # trajectories that choose the share; those of (4) are the batches that they begin in
 
 
+@dataclass(frozen=True)
+class Errors:
+    """What float trajectories tell of the simulated network, on the CPU.
+
+    Attributes:
+        errors: e_i, float64 [steps, C].
+        moves: d_i, float64 [steps, C]; None if no attention product is on codes.
+        ends: the samples that the float trajectories end in, [k, C, H, W].
+    """
+
+    errors: Float[Tensor, "steps c"]
+    moves: Float[Tensor, "steps c"] | None
+    ends: Float[Tensor, "k c h w"]
+
+
 @torch.no_grad()
 def correct_output_(
     pipeline: DiffusionPipeline,
@@ -75,39 +90,47 @@ def correct_output_(
     device: torch.device,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Takes a share of (3) off the bias of `simulated`'s conv_out, in place; what was found, for the manifest.
+    """Takes a share of (3) off the bias of `simulated`'s conv_out and gives it the shift (4), in place.
 
     Returns:
-        {"trajectories": how many, "bias": what was taken off, "drift": (2) before, "share": of b, "sample_mse": {share:
-        mean squared error of the samples drawn with it}}; the vectors are lists [C].
+        What was found, for the manifest: {"trajectories": how many, "bias": what was taken off, "drift": (2) before,
+        "share": of b, "sample_mse": {share: mean squared error of the samples drawn with it}}, and where attention
+        products are on codes "output_shift", the fields of an `OutputShift`; the vectors are lists [C].
 
     Raises:
         ConfigError: conv_out has no bias.
     """
-    conv_out: Any = simulated.get_submodule(layers_by_role(network_of(pipeline))["conv_out"])
+    name = layers_by_role(network_of(pipeline))["conv_out"]
+    conv_out: Any = simulated.get_submodule(name)
     if conv_out.bias is None:
         raise ConfigError("drift_trajectories: conv_out of this network has no bias to correct; set it to 0")
     run = PairedTrajectories(pipeline, config, config.drift_trajectories, device)
     compared = min(run.count, COMPARED)
     progress.start("correct the output", (run.count + len(SHARES) * compared) * run.steps)
-    error, ends = mean_errors(run, simulated, progress)
-    weight = drift_weights(run.scheduler).to(error)
-    drift = -(weight[:, None] * error).sum(0)
+    found = mean_errors(run, simulated, progress)
+    weight = drift_weights(run.scheduler)[:, None]
+    drift = -(weight * found.errors).sum(0)
     bias, before = (-drift / weight.sum()).to(conv_out.bias), conv_out.bias.clone()
     mse = {}
     for share in SHARES:
         conv_out.bias.copy_(before - share * bias)
-        mse[share] = _sample_mse(run, simulated, ends[:compared], progress)
+        mse[share] = _sample_mse(run, simulated, found.ends[:compared], progress)
     share = min(mse, key=lambda share: mse[share])
     conv_out.bias.copy_(before - share * bias)
-    progress.finish()
-    return {
+    results: dict[str, Any] = {
         "trajectories": run.count,
         "bias": (share * bias).tolist(),
         "drift": drift.tolist(),
         "share": share,
         "sample_mse": {str(share): value for share, value in mse.items()},
     }
+    if found.moves is not None:
+        values = (weight * found.moves).sum(0) / weight.sum()
+        shift = OutputShift(layer=name, values=tuple(values.tolist()))
+        shift_output_(simulated, shift)
+        results["output_shift"] = shift.model_dump(mode="json")
+    progress.finish()
+    return results
 
 
 def drift_weights(scheduler: DDIM) -> Float[Tensor, " steps"]:
@@ -118,19 +141,27 @@ def drift_weights(scheduler: DDIM) -> Float[Tensor, " steps"]:
     return steps * eps_factors(scheduler)
 
 
-def mean_errors(
-    run: PairedTrajectories, simulated: nn.Module, progress: Progress
-) -> tuple[Float[Tensor, "steps c"], Float[Tensor, "k c h w"]]:
-    """(e_i of every step on float trajectories, float64; the samples these end in), on the CPU."""
+def mean_errors(run: PairedTrajectories, simulated: nn.Module, progress: Progress) -> Errors:
+    """e_i and d_i of every step on the float trajectories of `run`."""
     total = torch.zeros(run.steps, run.drawing["shape"][0], dtype=torch.float64)
-    ends = []
+    moved, told, ends = torch.zeros_like(total), 0, []
     for rows in run.batches(run.count):
+        in_floats = run.predict(simulated, rows)
+        moves = rows.start < COMPARED and has_quantized_products(simulated)
         for state, eps in run.pairs(simulated, rows):
-            error = eps - state.eps
-            total[state.step] += error.double().mean((2, 3)).sum(0).cpu()
-            progress.advance(len(error))
+            total[state.step] += _pixel_sums(eps - state.eps)
+            if moves:
+                with float_products(simulated):
+                    moved[state.step] += _pixel_sums(in_floats(state.x_t, state.t) - eps)
+            progress.advance(len(eps))
+        told += len(state.x_prev) if moves else 0
         ends.append(state.x_prev.cpu())
-    return total / run.count, torch.cat(ends)
+    return Errors(total / run.count, moved / told if told else None, torch.cat(ends))
+
+
+def _pixel_sums(error: Float[Tensor, "b c h w"]) -> Float[Tensor, " c"]:
+    """Means over the pixels, added up over the batch; float64, on the CPU."""
+    return error.double().mean((2, 3)).sum(0).cpu()
 
 
 def _sample_mse(run: PairedTrajectories, network: nn.Module, ends: Tensor, progress: Progress) -> float:

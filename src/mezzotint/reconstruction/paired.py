@@ -14,7 +14,7 @@ from mezzotint.calibration.selection import calibration_seeds
 from mezzotint.config import QuantizeConfig
 from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import network_of, sample_shape
-from mezzotint.sampling.replay import eps_of
+from mezzotint.sampling.replay import Predict, eps_of
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import State, iterate
 
@@ -50,12 +50,15 @@ class PairedTrajectories:
     def told(self, rows: slice) -> Conditions | None:
         return None if self.conditions is None else self.conditions.rows(rows).to(self.device)
 
+    def predict(self, network: nn.Module, rows: slice) -> Predict:
+        """(x_t, t) -> eps of `network` for these trajectories, guided where there is guidance."""
+        return eps_of(network, self.told(rows), self.drawing["guidance_scale"], replay=True)
+
     def iterate(self, network: nn.Module, rows: slice) -> Iterator[State]:
         return iterate(network, self.scheduler, self.seeds[rows], conditions=self.told(rows), **self.drawing)
 
     def pairs(self, simulated: nn.Module, rows: slice) -> Iterator[tuple[State, Tensor]]:
-        """(the float trajectories at a step, eps of `simulated` at the same x_t), guided where there is guidance."""
-        told, scale = self.told(rows), self.drawing["guidance_scale"]
-        predict = eps_of(simulated, told, scale, replay=True)
+        """(the float trajectories at a step, eps of `simulated` at the same x_t), see `predict`."""
+        predict = self.predict(simulated, rows)
         for state in self.iterate(self.floating, rows):
             yield state, predict(state.x_t, state.t)
