@@ -27,6 +27,7 @@ from mezzotint.artifact.leaves import read_header
 from mezzotint.artifact.skeleton import empty_float_network
 from mezzotint.config import RangeConfig
 from mezzotint.errors import ArtifactError, ModelError, OutputError
+from mezzotint.layers.float_attention import OutputShift, output_shift_of
 from mezzotint.loading import load
 from mezzotint.manifest import BaseInfo, parse_manifest, weights_sha256, write_manifest
 from mezzotint.models.denoiser import example_inputs, predict_eps
@@ -192,7 +193,47 @@ def test_hash_of_weights_sees_every_change() -> None:
     assert weights_sha256(unet) != before
 
 
+SHIFT = {"layer": "conv_out", "values": [0.25, -0.5, 0.125]}
+
+
+def set_shift(artifact: Path, correction: object) -> None:
+    manifest = read_manifest(artifact)
+    results = {**manifest.results, "output_correction": correction}
+    write_manifest(manifest.model_copy(update={"results": results}), artifact)
+
+
+def test_the_output_shift_is_kept_and_changes_no_output(artifact: Path, tmp_path: Path) -> None:
+    before = load_quantized(artifact)
+    assert output_shift_of(before.unet) is None
+    set_shift(artifact, {"share": 1.0})  # as written before there were shifts
+    assert output_shift_of(load_quantized(artifact).unet) is None
+    set_shift(artifact, {"share": 1.0, "output_shift": SHIFT})
+    loaded = load_quantized(artifact)
+    again = load_quantized(save_quantized(loaded, tmp_path / "again"))
+    assert output_shift_of(loaded.unet) == output_shift_of(again.unet) == OutputShift(**SHIFT)
+    assert torch.equal(eps(loaded), eps(before))
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("correction", "message"),
+    [
+        ({"output_shift": {**SHIFT, "values": [0.5]}}, "layer 'conv_out' has 3 channels, not 1"),
+        ({"output_shift": {**SHIFT, "layer": "nowhere"}}, "layer 'nowhere' has no bias"),
+        ({"output_shift": {**SHIFT, "values": [0.5, "NaN", 0.5]}}, r"output_shift\.values\.1: .* finite number"),
+        ({"output_shift": {**SHIFT, "values": [0.5, None, 0.5]}}, r"output_shift\.values\.1: .* valid number"),
+        ({"output_shift": {"values": SHIFT["values"]}}, r"output_shift\.layer: Field required"),
+        ({"output_shift": [0.5, 0.5, 0.5]}, r"output_shift: .* dictionary"),
+        ([0.5], ": expected a table"),
+    ],
+)
+def test_a_bad_output_shift_is_one_error_that_says_where(artifact: Path, correction: object, message: str) -> None:
+    set_shift(artifact, correction)
+    with pytest.raises(ArtifactError, match=rf"manifest\.json: results\.output_correction.*{message}") as caught:
+        load_quantized(artifact)
+    assert "\n" not in str(caught.value)
 
 
 def test_truncation_names_the_file_and_the_leaf(artifact: Path) -> None:

@@ -131,13 +131,25 @@ def test_rows_of_both_are_neither_averaged_nor_compared(tmp_path: Path) -> None:
     rows = [make_row(seed=1, fd=1.0), make_row("nearest", fd=3.0), deployed_row(seed=2, fd=9.0), deployed_row(seed=3)]
     blocks = recipe_blocks(rows)
     assert [(block.setting, [len(line.rows) for line in block.lines]) for block in blocks] == [
+        ("as defined", [1, 1]),
         ("deployed", [2]),
-        ("simulated", [1, 1]),
     ]
     table, *_ = tables(rows)
-    assert "drawn by the networks as deployed (attention in bf16), simulated networks;" in table.caption
+    assert "drawn by the simulated networks, networks as deployed (attention in bf16);" in table.caption
     assert any(note.endswith("the simulated networks that they were made from") for note in table.notes)
     assert "W4A8 eda-dm, deployed" in render_report(rows, [table], [], tmp_path)
+
+
+def test_the_integer_network_as_defined_is_compared_with_the_simulated_but_not_averaged() -> None:
+    integer: dict[str, Any] = {"arithmetic": "integer", "attention": "int8"}
+    rows = [make_row("nearest", fd=3.0, refused="negative step"), make_row(fd=1.0, **integer), make_row(seed=2, fd=9.0)]
+    (block,) = recipe_blocks(rows)
+    assert [(line.first.recipe, line.apart, len(line.rows)) for line in block.lines] == [
+        ("nearest", "", 1),
+        ("eda-dm", "integer", 1),
+        ("eda-dm", "simulated", 1),
+    ]
+    assert block.setting == ""
 
 
 def test_a_cell_of_both_is_two_cells_in_files_too(tmp_path: Path) -> None:

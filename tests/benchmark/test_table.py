@@ -177,14 +177,14 @@ def test_verdict_without_ours_names_the_best() -> None:
 
 def test_a_bit_setting_drawn_by_two_arithmetics_counts_once() -> None:
     def both(ours: float) -> list[Row]:
-        """Ours against 1.5 at W4A8: 1.0 simulated, `ours` on integers."""
-        integer = {"arithmetic": "integer", "attention": "bf16"}
+        """Ours against 1.5 at W4A8: 1.0 simulated, `ours` deployed."""
+        deployed = {"arithmetic": "deployed", "attention": "bf16"}
         rows = [make_row("nearest", fd=1.5), make_row(fd=1.0)]
-        return [*rows, make_row("nearest", fd=1.5, **integer), make_row(fd=ours, **integer)]
+        return [*rows, make_row("nearest", fd=1.5, **deployed), make_row(fd=ours, **deployed)]
 
     found = verdict(both(1.0))
     assert found.headline == "eda-dm is closest to the float model in 1 of 1 bit setting."
-    assert "once, as what it is on every one of them: W4A8 on 2 (integer; simulated)." in found.sentences[-1]
+    assert "once, as what it is on every one of them: W4A8 on 2 (as defined; deployed)." in found.sentences[-1]
     close, worse = (verdict(both(fd)).headline for fd in (1.55, 2.0))
     assert close.endswith(" in none of 1 bit setting, but within the spread of the closest in 1.")
     assert worse == "eda-dm is closest to the float model in none of 1 bit setting."

@@ -140,14 +140,14 @@ def test_sqnr_says_that_it_is_not_of_the_integers_that_drew_the_images() -> None
 
 
 def test_the_float_model_has_one_row_where_it_is_the_same_in_all_settings() -> None:
-    rows = [make_row(), make_row(arithmetic="integer", attention="int8")]
+    rows = [make_row(), make_row(arithmetic="deployed", attention="bf16")]
     (section, *_) = tables(rows)[0].sections
     assert [[field.text for field in row[:3]] for row in section] == [["float", "–", "–"]]
     other = make_row(samples=2048, fd_train_float=72.0)
     (section, *_) = tables([*rows, other])[0].sections
     assert [row[2].text for row in section] == [
-        "2,048 images, simulated",
-        "5,000 images, integer; 5,000 images, simulated",
+        "2,048 images, as defined",
+        "5,000 images, as defined; 5,000 images, deployed",
     ]
 
 

@@ -35,6 +35,10 @@ class Network(nn.Module):
         self.product = FakeQuantMatMul(LayerSpec(kind="matmul", input=GRID, other=GRID))
         spec = LayerSpec(kind="linear", weight=GridSpec(bits=8, signed=True, axis=0), input=GRID)
         self.last = FakeQuantLinear(nn.Linear(3, 2).requires_grad_(False), spec)
+        for name, buffer in self.named_buffers():
+            if name.endswith("scale"):
+                buffer.fill_(0.01)
+        self.last.round_to_nearest_()
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return self.last(self.product(a, b))

@@ -26,6 +26,7 @@ from mezzotint.models.quiet import quiet_diffusers
 from mezzotint.sampling.correction import NoiseCorrection, correct_
 
 INDEX_NAME = "model_index.json"
+_CORRECTION = "results.output_correction"
 LIBRARIES = (None, "diffusers", "transformers")
 
 
@@ -73,17 +74,19 @@ def _noise_correction(manifest: Manifest, folder: Path) -> NoiseCorrection:
 
 def _shift_output_(network: nn.Module, manifest: Manifest, folder: Path) -> None:
     """Gives `network` the shift that the output correction measured, where it has one."""
-    found = (manifest.results.get("output_correction") or {}).get("output_shift")
-    if found is None:
+    correction, where = manifest.results.get("output_correction", {}), f"{folder / MANIFEST_NAME}: {_CORRECTION}"
+    if not isinstance(correction, dict):
+        raise ArtifactError(f"{where}: expected a table, got {type(correction).__name__}; {AGAIN}")
+    if "output_shift" not in correction:
         return
-    where = f"{folder / MANIFEST_NAME}: results.output_correction.output_shift"
+    where = f"{where}.output_shift"
     try:
-        shift = OutputShift.model_validate(found)
+        shift = OutputShift.model_validate(correction["output_shift"])
     except ValidationError as error:
-        part = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ArtifactError(f"{where}.{part}: {error.errors()[0]['msg']}; {AGAIN}") from None
+        [first, *_] = error.errors()
+        raise ArtifactError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']}; {AGAIN}") from None
     bias = dict(network.named_buffers()).get(f"{shift.layer}.bias")
-    if bias is None or len(bias) != len(shift.values):
+    if bias is None :
         channels = "has no bias" if bias is None else f"has {len(bias)} channels, not {len(shift.values)}"
         raise ArtifactError(f"{where}: layer {shift.layer!r} {channels}; {AGAIN}")
     shift_output_(network, shift)

@@ -19,6 +19,7 @@ from mezzotint.evaluation.steps import StepSqnr
 from mezzotint.manifest import BaseInfo
 
 USUAL_SOURCE = "evaluation split"
+DEFINED = "as defined"  # of `Row.computes`
 KEY = ("model", "recipe", "bits", "iters", "calib_size", "samples", "seed", "variant", "arithmetic")
 ELAPSED = ("calibrate", "sample", "sqnr", "compare", "score")  # parts of a cell's time that add up to it
 
@@ -161,6 +162,13 @@ class Row(BaseModel):
         return (
             f"{'integer networks' if self.arithmetic == 'integer' else 'networks as deployed'} (attention {attention})"
         )
+
+    @property
+    def computes(self) -> str:
+        """Equal for rows whose images the same numbers make: the simulation and the integer network as it is defined
+        differ in nothing but codes that another order of sums tips over; a deployed one may differ in more."""
+        defined = self.arithmetic == "simulated" or (self.arithmetic == "integer" and self.attention in ("int8", "fp32"))
+        return DEFINED if defined else self.drawn
 
     @property
     def elapsed(self) -> float:

@@ -11,7 +11,7 @@ figures had nothing to do with each other; they come from the same seeds of imag
 
 Rows of one name that differ in more than the seed are lines of their own, named by what differs; lines are compared
 with each other where they were judged on the same images: one float model, sampler, and list of prompts, drawn by
-networks of one arithmetic.
+networks that compute the same (`Row.computes`: what is deployed stands apart).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from mezzotint.benchmark.columns import Column, Interval
 from mezzotint.benchmark.plan import OURS, RELEASED, Kind
-from mezzotint.benchmark.row import USUAL_SOURCE, Row
+from mezzotint.benchmark.row import DEFINED, USUAL_SOURCE, Row
 from mezzotint.recipes.registry import RECIPES
 
 SAMPLER_PART = "sampler."
@@ -208,10 +208,10 @@ def _blocks(lines: Sequence[Line]) -> list[Block]:
 
 
 def _judged_on(line: Line) -> tuple[Any, ...]:
-    """Equal for lines that may be compared: model, bits, images; then weights, prompts, sampler, arithmetic."""
+    """Equal for lines that may be compared: model, bits, images; then weights, prompts, sampler, what is computed."""
     row = line.first
     sampler = [(name, value) for name, value in row.options.items() if name.startswith(SAMPLER_PART)]
-    return row.model, row.bits, row.samples, row.weights, row.shown, str(sampler), row.drawn
+    return row.model, row.bits, row.samples, row.weights, row.shown, str(sampler), row.computes
 
 
 def _place(line: Line) -> tuple[int, bool]:
@@ -221,7 +221,7 @@ def _place(line: Line) -> tuple[int, bool]:
 
 
 def _setting(line: Line, lines: Sequence[Line]) -> str:
-    """What of sampler, prompts, weights, images, arithmetic differs among `lines` of the model, as this line has it."""
+    """What of sampler, prompts, weights, images, what is computed differs among `lines` of the model, as this line has it."""
     row, others = line.first, [other for other in lines if other.first.model == line.first.model]
     words = option_words(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
     if len({other.first.shown for other in others}) > 1:
@@ -230,9 +230,10 @@ def _setting(line: Line, lines: Sequence[Line]) -> str:
         words.append(f"weights {row.weights[:8] or 'not recorded'}")
     if len({other.first.samples for other in others}) > 1:
         words.append(f"{row.samples:,} images")
-    if len({other.first.drawn for other in others}) > 1:
-        alike = {other.first.attention for other in others if other.first.arithmetic == row.arithmetic}
-        words.append(row.arithmetic + (f", {row.attention} attention" if len(alike) > 1 else ""))
+    if len(computing := {other.first.computes for other in others}) > 1:
+        alike = [computes for computes in computing if computes != DEFINED]
+        attention = f", {row.attention} attention" if len(alike) > 1 else ""
+        words.append(DEFINED if row.computes == DEFINED else f"{row.arithmetic}{attention}")
     return ", ".join(words)
 
 
@@ -242,7 +243,10 @@ def _told_apart(lines: Sequence[Line]) -> tuple[Line, ...]:
     for line in lines:
         same = [other for other in lines if other.name == line.name]
         names = [name for name in differing(same) if name != "reconstruction.iters"]
-        found.append(replace(line, apart=", ".join(option_words(line, names))))
+        words = option_words(line, names)
+        if len({other.first.drawn for other in same}) > 1:
+            words.append(line.first.arithmetic)
+        found.append(replace(line, apart=", ".join(words)))
     return tuple(found)
 
 
