@@ -86,7 +86,7 @@ def _shift_output_(network: nn.Module, manifest: Manifest, folder: Path) -> None
         [first, *_] = error.errors()
         raise ArtifactError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']}; {AGAIN}") from None
     bias = dict(network.named_buffers()).get(f"{shift.layer}.bias")
-    if bias is None :
+    if bias is None or len(bias) != len(shift.values):
         channels = "has no bias" if bias is None else f"has {len(bias)} channels, not {len(shift.values)}"
         raise ArtifactError(f"{where}: layer {shift.layer!r} {channels}; {AGAIN}")
     shift_output_(network, shift)

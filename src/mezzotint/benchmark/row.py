@@ -167,7 +167,9 @@ class Row(BaseModel):
     def computes(self) -> str:
         """Equal for rows whose images the same numbers make: the simulation and the integer network as it is defined
         differ in nothing but codes that another order of sums tips over; a deployed one may differ in more."""
-        defined = self.arithmetic == "simulated" or (self.arithmetic == "integer" and self.attention in ("int8", "fp32"))
+        defined = self.arithmetic == "simulated" or (
+            self.arithmetic == "integer" and self.attention in ("int8", "fp32")
+        )
         return DEFINED if defined else self.drawn
 
     @property

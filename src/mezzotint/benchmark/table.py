@@ -221,7 +221,7 @@ def _place(line: Line) -> tuple[int, bool]:
 
 
 def _setting(line: Line, lines: Sequence[Line]) -> str:
-    """What of sampler, prompts, weights, images, what is computed differs among `lines` of the model, as this line has it."""
+    """What of sampler, prompts, weights, images and arithmetic differs among `lines` of the model, as `line` has it."""
     row, others = line.first, [other for other in lines if other.first.model == line.first.model]
     words = option_words(line, [name for name in differing(others) if name.startswith(SAMPLER_PART)])
     if len({other.first.shown for other in others}) > 1:

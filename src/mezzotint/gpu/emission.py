@@ -71,7 +71,6 @@ class Constants:
         parts = [part for name in names for part in _weighted(self.layers[name], self._bias(name))]
         return linear_operand(parts, bits=_stored_bits(first), geglu=geglu)
 
-
     def _bias(self, name: str) -> Tensor | None:
         layer = self.layers[name]
         assert isinstance(layer, IntWeightedLayer)
