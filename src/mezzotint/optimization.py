@@ -65,7 +65,7 @@ def optimize(
         ConfigError: `weights`, `attention` or `activations` is none of the above, or the pipeline is neither on the
             CPU nor on CUDA and `fuse` is on. On the first call, if `attention` is "int8" and no attention has grids.
     """
-    networks = {name: m for name, m in pipeline.components.items() if isinstance(m, nn.Module) and _layers(m)}
+    networks = _quantized(pipeline)
     if not networks:
         raise ModelError(f"{type(pipeline).__name__} has no quantized part to optimize; quantize it first")
     for name, network in networks.items():
@@ -73,6 +73,11 @@ def optimize(
             network, fuse=fuse and name == "unet", weights=weights, attention=attention, activations=activations
         )
     return pipeline
+
+
+def is_quantized(pipeline: Any) -> bool:
+    """Whether `optimize` has something to do: some part of the pipeline runs on integers."""
+    return bool(_quantized(pipeline))
 
 
 def optimize_network_(
@@ -150,6 +155,10 @@ def _with_own_code(forward: Callable[..., Any], number: int) -> Callable[..., An
 
     code = call.__code__.replace(co_name=f"call_{number}")
     return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+
+
+def _quantized(pipeline: Any) -> dict[str, nn.Module]:
+    return {name: m for name, m in pipeline.components.items() if isinstance(m, nn.Module) and _layers(m)}
 
 
 def _layers(network: nn.Module) -> list[IntLayer]:

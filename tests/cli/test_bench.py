@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import mezzotint
-from mezzotint import resident, speed
+from integer_networks import fresh
+from mezzotint import optimization, resident, speed
 from mezzotint.cli.app import run
+from mezzotint.cli.sample import compiled
 from mezzotint.cli.verdicts import verdict
+from mezzotint.errors import KernelError
 from tiny import tiny_pipeline, tiny_unet
 
 pytestmark = pytest.mark.usefixtures("traceable")
@@ -115,3 +118,30 @@ def test_inputs_rotate_and_fit() -> None:
 def test_compiled_sampling_draws_the_same_picture(folders: tuple[str, str], tmp_path: Path) -> None:
     assert run(["sample", folders[1], "--seeds", "0..1", "--steps", "2", "-o", str(tmp_path / "a"), "--compile"]) == 0
     assert (tmp_path / "a" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "expected"),
+    [("cuda", None, True), ("cuda:1", False, False), ("cpu", None, False), ("cpu", True, True)],
+)
+def test_a_gpu_draws_with_fast_kernels_unless_told_otherwise(
+    device: str, wanted: bool | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimized: list[Any] = []
+    monkeypatch.setattr(optimization, "optimize", optimized.append)
+    quantized = tiny_pipeline()
+    quantized.unet = fresh("pixels")
+    with compiled(quantized, device, wanted):
+        assert bool(optimized) == expected
+    with compiled(tiny_pipeline(), device, None):  # nothing to optimize
+        assert len(optimized) == expected
+
+
+def test_an_error_of_lowering_nobody_asked_for_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimization, "optimize", lambda pipeline: pipeline)
+    quantized = tiny_pipeline()
+    quantized.unet = fresh("pixels")
+    with pytest.raises(KernelError, match="negative step; --no-compile draws"), compiled(quantized, "cuda", None):
+        raise KernelError("negative step")
+    with pytest.raises(KernelError, match="^negative step$"), compiled(quantized, "cuda", True):
+        raise KernelError("negative step")

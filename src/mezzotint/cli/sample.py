@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as json_format
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 
 from mezzotint.cli import inputs, options
 from mezzotint.cli.output import facts, guarded, progress_bars, show
-from mezzotint.errors import OutputError
+from mezzotint.errors import KernelError, ModelError, OutputError
 from mezzotint.progress import as_callback
 
 if TYPE_CHECKING:
@@ -51,14 +53,15 @@ def sample(
         ),
     ] = None,
     compile: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--compile",
-            help="For a quantized model on the CPU: trace and fuse the network first. Seconds once, then faster steps; "
-            "pays from a few hundred steps on.",
+            "--compile/--no-compile",
+            help="For a quantized model: trace and fuse the network first. Seconds once, then faster steps. On a CPU "
+            "it pays from a few hundred steps on; on a GPU the fast kernels need it.",
+            show_default="on a GPU",
             rich_help_panel=options.RUNNING,
         ),
-    ] = False,
+    ] = None,
     overwrite: options.Overwrite = False,
     json: options.AsJson = False,
     debug: options.Debug = False,
@@ -88,11 +91,8 @@ def sample(
     with progress_bars() as progress:
         pipeline = inputs.load_runnable(model, place, runtime, progress)
         begun = time.perf_counter()
-        if compile:
-            from mezzotint.optimization import optimize
-
-            optimize(pipeline)
-        images, sampler, shown = draw_seeds(pipeline, numbers, words, told, batch_size, progress)
+        with compiled(pipeline, place, compile):
+            images, sampler, shown = draw_seeds(pipeline, numbers, words, told, batch_size, progress)
         seconds = time.perf_counter() - begun
     result = {
         "grid": str(out / GRID),
@@ -105,6 +105,25 @@ def sample(
     }
     _write(images, paths, out, shown, numbers)
     show(result, facts("Sampled", _rows(result, out, sampler)), json)
+
+
+@contextmanager
+def compiled(pipeline: Any, device: str, wanted: bool | None) -> Iterator[None]:
+    """Prepares a quantized pipeline for fast calls if that is `wanted`; None wants it on a GPU.
+
+    A network is lowered in its first call, so an error of that names the way out if nobody asked for it.
+    """
+    from mezzotint.optimization import is_quantized, optimize
+
+    unasked = wanted is None and device.startswith("cuda") and is_quantized(pipeline)
+    if wanted or unasked:
+        optimize(pipeline)
+    try:
+        yield
+    except (ModelError, KernelError) as error:
+        if unasked:
+            raise type(error)(f"{error}; --no-compile draws with the plain kernels, slower") from error
+        raise
 
 
 def draw_seeds(
