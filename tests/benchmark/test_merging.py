@@ -67,10 +67,17 @@ def test_merging_again_changes_nothing(two: tuple[Path, Path], tmp_path: Path) -
 def test_a_folder_without_cells_and_a_missing_picture_are_errors(two: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere: holds no finished cell"):
         merge([tmp_path / "nowhere"], tmp_path / "out")
-    shutil.rmtree(two[1] / "images")
+    next((two[1] / "images").iterdir()).unlink()
     with pytest.raises(OutputError, match=r"a picture cannot be copied"):
         merge([two[1]], tmp_path / "out")
     assert not RowFile(tmp_path / "out").read()
+
+
+def test_tables_that_were_kept_without_pictures_can_be_put_together(two: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.rmtree(two[1] / "images")
+    rows = merge([two[0], two[1]], tmp_path / "out")
+    assert len(rows) == 3
+    assert [row.fd for row in RowFile(tmp_path / "out").read()] == [row.fd for row in rows]
 
 
 def test_lines_put_together_by_hand_count_the_same(two: tuple[Path, Path], tmp_path: Path) -> None:
