@@ -41,9 +41,11 @@ def merge(folders: Sequence[Path], out: Path) -> list[Row]:
 
 
 def _with_pictures(row: Row, folder: Path, out: Path) -> Row:
-    """The row with its pictures in `out`; as it is where its folder was kept without pictures."""
-    if row.sheets is None or not (folder / IMAGES).is_dir():
+    """The row with its pictures in `out`; without any where its folder was kept without pictures."""
+    if row.sheets is None:
         return row
+    if not (folder / IMAGES).is_dir():
+        return row.model_copy(update={"sheets": None})
     names = {name: _copied(folder, getattr(row.sheets, name), out) for name in ("float_images", "quantized_images")}
     return row.model_copy(update={"sheets": Sheets(**{**row.sheets.model_dump(), **names})})
 
