@@ -46,7 +46,7 @@ from mezzotint.evaluation.layers import LAYER_STEPS, LAYER_TRAJECTORIES, LayerSq
 from mezzotint.evaluation.pictures import contact_sheet, write_png
 from mezzotint.evaluation.result import Versions
 from mezzotint.evaluation.steps import StepSqnr, eps_sqnr, mean_sampler_sqnr, mean_sqnr, measured_steps
-from mezzotint.layers.simulated import FakeQuantMatMul
+from mezzotint.layers.float_attention import has_quantized_products
 from mezzotint.layers.swap import to_integer
 from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import device_of, network_of, sample_shape
@@ -120,7 +120,7 @@ def draw(bench: Bench, cell: Cell, quantized: DiffusionPipeline) -> tuple[Tensor
     sampler, refused = cell.config.sampler, ""
     if cell.arithmetic != "simulated":
         simulated = network_of(quantized)
-        coded = any(isinstance(layer, FakeQuantMatMul) for layer in simulated.modules())
+        coded = has_quantized_products(simulated)
         how = _how(cell.arithmetic, bench.device, coded)
         try:
             images = bench.images(_on_integers(quantized, how), sampler)
