@@ -94,6 +94,26 @@ def test_dropping_leaves_the_asked_share_unrounded() -> None:
     assert abs(float((step(x) == x).float().mean()) - 0.25) < 0.02
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_arithmetic_with_masks_is_choosing_bit_for_bit(drop: float) -> None:
+    """Value and gradients as written with `where`; the mask is the same numbers of the same generator."""
+    grid = quantizer(0.013, 100, bits=8)
+    x, gradient = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
+    leaf = x.clone().requires_grad_()
+    step = LearnedStep(grid, linear=True, drop=drop, generator=torch.Generator().manual_seed(3))
+    output = step(leaf)
+    output.backward(gradient)
+    kept = torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < drop
+    scaled = x / grid.scale
+    codes = torch.round(scaled) + 100
+    inside = (codes >= 0) & (codes <= 255)
+    assert torch.equal(output, torch.where(kept, x, (codes.clamp(0, 255) - 100) * grid.scale))
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, torch.where(kept | inside, gradient, 0.0))
+    slope = torch.where(inside, torch.round(scaled) - scaled, codes.clamp(0, 255) - 100)
+    assert torch.equal(step.value.grad, (gradient * torch.where(kept, 0.0, slope)).sum().reshape(1))
+
+
 def test_losses_of_pictures_and_tokens_are_on_one_scale() -> None:
     a, b = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
     tokens = [x.flatten(2).transpose(1, 2) for x in (a, b)]

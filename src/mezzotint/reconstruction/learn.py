@@ -32,7 +32,7 @@ from mezzotint.progress import Progress
 from mezzotint.reconstruction.losses import lp_loss
 from mezzotint.reconstruction.problem import MAIN, UnitProblem
 from mezzotint.reconstruction.rounding import LearnedRounding
-from mezzotint.reconstruction.steps import LearnedStep
+from mezzotint.reconstruction.steps import LearnedStep, mixed, random_mask
 
 RELEASED_LAST = {"transformer": "attn2.to_out.0"}  # registered last there, in kinds where it is not so here
 EAGER_ITERATIONS = 3  # warm-up before a CUDA graph is captured; they count as training
@@ -218,8 +218,8 @@ class _Trainer:
         inputs = dict(self.buffers["quantized"])
         if options.input_drop > 0:
             main = inputs[MAIN]
-            swap = torch.rand(main.shape, generator=self.generator, device=self.device) < options.input_drop
-            inputs[MAIN] = torch.where(swap, self.buffers["float"][MAIN], main)
+            swapped = random_mask(main, options.input_drop, self.generator)
+            inputs[MAIN] = mixed(main, self.buffers["float"][MAIN], swapped)
         with outputs_of(simulated, self.inner) as quantized:
             output = call(simulated, inputs)
         if self._checkpointed():
