@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mezzotint.grid import search
 from mezzotint.grid.affine import fake_quantize
-from mezzotint.grid.search import affine_from_range, search_affine, search_symmetric
+from mezzotint.grid.search import affine_from_range, errors_of_trials, rounding_error, search_affine, search_symmetric
 from mezzotint.grid.spec import activation_spec, weight_spec
 
 
@@ -68,3 +68,11 @@ def test_affine_grid_always_holds_zero() -> None:
 def test_softmax_needs_no_zero_point() -> None:
     probabilities = torch.randn(64, 64, generator=torch.Generator().manual_seed(3)).softmax(-1).flatten()
     assert int(search_affine(probabilities, activation_spec(8))[1]) == 0
+
+
+@pytest.mark.parametrize("together", [3, 100])
+def test_trials_side_by_side_have_the_errors_they_have_alone(together: int) -> None:
+    x, spec = torch.randn(5, 64), weight_spec(4)
+    trials = torch.rand(10, 5) + 0.01
+    alone = torch.stack([rounding_error(x, scales, torch.zeros(5), spec, norm=2.4) for scales in trials])
+    assert_close(errors_of_trials(x, trials, 0.0, spec, norm=2.4, together=together), alone)

@@ -42,19 +42,34 @@ def search_symmetric(
     """
     one_sided = not spec.signed and zero_point == 0
     width = 1.0 if one_sided else 2.0
-    scales = []
+    shares = x.new_tensor([[k / candidates] for k in range(1, candidates + 1)])
     rows_per_chunk = max(1, CHUNK_ELEMENTS // max(1, x.shape[1]))
+    scales = []
     for rows in x.split(rows_per_chunk):
-        zero = torch.full((rows.shape[0],), float(zero_point), dtype=x.dtype, device=x.device)
         full = (rows.abs().amax(dim=1) * width / (2**spec.bits - 1)).clamp_min(SMALLEST_SCALE)
-        best, best_error = full.clone(), torch.full_like(full, torch.inf)
-        for k in range(1, candidates + 1):
-            scale = full * (k / candidates)
-            error = rounding_error(rows, scale, zero, spec, norm=norm)
-            better = error < best_error
-            best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
-        scales.append(best)
+        trials = full * shares
+        together = max(1, CHUNK_ELEMENTS // max(1, rows.numel())) if x.is_cuda else 1  # a launch costs more than a row
+        best = errors_of_trials(rows, trials, float(zero_point), spec, norm=norm, together=together).argmin(dim=0)
+        scales.append(trials.gather(0, best[None])[0])
     return torch.cat(scales)
+
+
+def errors_of_trials(
+    x: Float[Tensor, "r k"],
+    trials: Float[Tensor, "t r"],
+    zero_point: float,
+    spec: GridSpec,
+    *,
+    norm: float,
+    together: int = 1,
+) -> Float[Tensor, "t r"]:
+    """`rounding_error` of every trial, a scale for each row; `together` of them side by side."""
+    errors = []
+    for scales in trials.split(together):
+        repeated = x.expand(len(scales), *x.shape).flatten(0, 1)
+        zero = torch.full((repeated.shape[0],), zero_point, dtype=x.dtype, device=x.device)
+        errors.append(rounding_error(repeated, scales.flatten(), zero, spec, norm=norm).view_as(scales))
+    return torch.cat(errors)
 
 
 def affine_from_range(low: float, high: float, spec: GridSpec) -> tuple[float, int]:
