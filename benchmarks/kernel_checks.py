@@ -23,9 +23,6 @@ def small_configs() -> list[Any]:
     from mezzotint.kernels.triton.tuning import Config
 
     return [
-        Config("specialized", 128, 256, 64, 64, 4, 3, persistent=True),
-        Config("specialized", 128, 128, 128, 0, 4, 3, persistent=True),
-        Config("specialized", 128, 64, 64, 0, 4, 4, splits=3, persistent=True),
         Config("tiled", 128, 64, 64, 0, 4), Config("tiled", 64, 64, 64, 0, 4, splits=2),
         Config("tiled", 128, 128, 128, 0, 8, 3, persistent=True), Config("tiled", 128, 256, 64, 64, 8, 3),
         Config("tiled", 128, 128, 128, 0, 4, 2, turned=True), Config("tiled", 128, 256, 64, 64, 8, 3, turned=True),
@@ -39,7 +36,7 @@ def check_small(case: tuple[int, ...], config: Any, bits_of: tuple[int, ...]) ->
     """One configuration on an awkward shape against the exact reference: "equal", "refused", or what differs."""
     from mezzotint.kernels.triton import exact, launch
     from mezzotint.kernels.triton.operands import pack_nibbles
-    from mezzotint.kernels.triton.tuning import refuses_specialized, refuses_tiled
+    from mezzotint.kernels.triton.tuning import refuses
 
     b, h, w, c, o, k, s = case
     generator, wrong, ran = torch.Generator("cuda").manual_seed(c + o), [], 0
@@ -56,9 +53,8 @@ def check_small(case: tuple[int, ...], config: Any, bits_of: tuple[int, ...]) ->
                     base["weight"] = least if bits == 8 else pack_nibbles(least)
                 tensors = [base[n] for n in ("x_q", "weight", "multiplier", "correction", "bias")]
                 call = launch.describe(*tensors, None, *window, dtype, kind, (0.37, 117, 255))
-                refuses = {"tiled": refuses_tiled, "specialized": refuses_specialized}.get(config.kernel)
                 slow = bits == 4 and config.kernel == "tiled" and not config.turned
-                if slow or (refuses and refuses(call.problem)):
+                if slow or refuses(call.problem, config):
                     continue
                 want = (
                     exact.int8_product(*tensors, None, *window, dtype)

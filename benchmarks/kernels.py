@@ -64,7 +64,7 @@ class Plan:
         return {**found, "best_us": best, "times": times, "usable": len(self.usable)}
 
 
-def plans_of(networks: list[str], most: dict[int, int], word: str, specialized: bool) -> list[Plan]:
+def plans_of(networks: list[str], most: dict[int, int], word: str) -> list[Plan]:
     """Every product once (networks share some), with its candidates and the shipped one; the longest first, by count.
 
     Of candidates, `most` (for every number of bits) whose names have `word`, or any where none has it.
@@ -77,7 +77,7 @@ def plans_of(networks: list[str], most: dict[int, int], word: str, specialized: 
     for network, bits in ((n, b) for n in networks for b in most):
         for shape in NETWORKS[network]():
             problem = problem_of(shape, bits)
-            every, old = candidates(problem, units, specialized=specialized), known.get(problem.key)
+            every, old = candidates(problem, units), known.get(problem.key)
             found = ([c for c in every if word in f"{c.name} "] or every)[: most[bits]]
             found += [old] if old and old not in found else []
             if (network, shape.name, problem.key) not in seen:
@@ -205,7 +205,6 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="WORD", help="only candidates with WORD in the name, ' t '")
     parser.add_argument("--seconds", type=float, default=480, help="for everything")
     parser.add_argument("--processes", type=int, default=14, help="that compile")
-    parser.add_argument("--specialized", action="store_true", help="the kernel of specialized warps too (experimental)")
     parser.add_argument("--skip-small", action="store_true", help="no checks of small awkward shapes")
     parser.add_argument("--skip-float", action="store_true", help="no timing of the float side")
     parser.add_argument("--before-timing", metavar="CMD", help="shell command between compiling and timing")
@@ -224,14 +223,9 @@ def main() -> None:
     start = time.monotonic()
     left = lambda: options.seconds - (time.monotonic() - start)  # noqa: E731
     torch.backends.cudnn.benchmark = True
-    bits_of, specialized = list(options.most), options.specialized
-    if specialized:  # it may hang: then leave it out of what follows
-        first = tried([(SMALL[0], c, tuple(bits_of)) for c in small_configs()[:2]], 2, 90)
-        specialized = set(first.values()) == {"equal"}
-        print("specialized, tried first:", first, f"{time.monotonic() - start:.0f} s", flush=True)
-    plans = plans_of(options.networks.split(","), options.most, options.only, specialized)
-    fine = [c for c in small_configs() if c.kernel != "specialized" or specialized]
-    report = check(plans, [] if options.skip_small else fine, bits_of, options.processes, left() * 0.6)
+    plans = plans_of(options.networks.split(","), options.most, options.only)
+    small = [] if options.skip_small else small_configs()
+    report = check(plans, small, list(options.most), options.processes, left() * 0.6)
     if options.before_timing:
         os.system(options.before_timing)
     report |= {"device": torch.cuda.get_device_name(), **ceilings()}

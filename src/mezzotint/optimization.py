@@ -21,16 +21,18 @@ from __future__ import annotations
 import itertools
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.fusing.backend import fusing_backend
 from mezzotint.gpu.network import LoweringConfig, lower_network_
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
+from mezzotint.progress import NullProgress, Progress, one_phase
 
 WEIGHTS = ("unpacked", "packed")
 ACTIVATIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,6 +45,7 @@ def optimize(
     weights: str = "unpacked",
     attention: str = "bf16",
     activations: str = "bf16",
+    progress: Progress | None = None,
 ) -> Any:
     """`pipeline` with its quantized networks prepared for fast calls where it is; changes and returns it.
 
@@ -59,6 +62,9 @@ def optimize(
             they are always of codes.
         activations: what lies between integer products on a CUDA device: "bf16", "fp16" (three more bits of mantissa,
             nothing beyond 65504) or "fp32" (twice the bytes; what a CPU always has).
+        progress: is told what the first call with inputs of a shape prepares, in that call: "trace network", and on a
+            CUDA device "compile kernels" and "tune products" where there are any. These phases interrupt one that is
+            open, such as that of the sampling, see `mezzotint.progress`. None tells nobody.
 
     Raises:
         ModelError: no part of the pipeline is quantized.
@@ -70,7 +76,12 @@ def optimize(
         raise ModelError(f"{type(pipeline).__name__} has no quantized part to optimize; quantize it first")
     for name, network in networks.items():
         optimize_network_(
-            network, fuse=fuse and name == "unet", weights=weights, attention=attention, activations=activations
+            network,
+            fuse=fuse and name == "unet",
+            weights=weights,
+            attention=attention,
+            activations=activations,
+            progress=progress,
         )
     return pipeline
 
@@ -87,6 +98,7 @@ def optimize_network_(
     weights: str = "unpacked",
     attention: str = "bf16",
     activations: str = "bf16",
+    progress: Progress | None = None,
 ) -> nn.Module:
     """As `optimize`, for one network; changes and returns it."""
     if weights not in WEIGHTS:
@@ -97,7 +109,7 @@ def optimize_network_(
     layers = _layers(network)
     places = {buffer.device.type for layer in layers for buffer in layer.buffers()}
     if fuse and places == {"cuda"}:
-        return lower_network_(network, lowering)
+        return lower_network_(network, lowering, progress)
     if fuse and places != {"cpu"}:
         raise ConfigError("fusing is for a CPU or a CUDA device; move the model there, or call optimize(fuse=False)")
     for layer in layers:
@@ -108,7 +120,8 @@ def optimize_network_(
         network.requires_grad_(False)
         # The tracer reads through diffusers' cached version checks, as it should, and warns of each.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", module="torch")
-        network._compiled_call_impl = _Traced(network)  # what Module.compile sets; copies and pickles go without it
+        # What Module.compile sets; copies and pickles go without it.
+        network._compiled_call_impl = _Traced(network, progress or NullProgress())
     return network
 
 
@@ -121,8 +134,9 @@ class _Traced:
 
     _names = itertools.count()
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, progress: Progress) -> None:
         self._network = network
+        self._progress = progress
         self._layers = _layers(network)
         self._prepared = [layer.operands for layer in self._layers]
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -135,11 +149,25 @@ class _Traced:
             self._prepared = [layer.prepare_kernel_().operands for layer in self._layers]
             self._compiled.clear()
         if key not in self._compiled:
+            return self._first_call(key, args, kwargs)
+        return self._compiled[key](*args, **kwargs)
+
+    def _first_call(self, key: Any, args: Any, kwargs: Any) -> Any:
+        """Traces and runs; a phase of `progress`, which ends where the fused graph is there and its run begins."""
+        with ExitStack() as tracing:
+
+            def backend(graph: fx.GraphModule, example_inputs: Sequence[Tensor]) -> Callable[..., Any]:
+                fused = fusing_backend(graph, example_inputs)
+                tracing.close()
+                return fused
+
             entry = _with_own_code(self._network.forward, next(self._names))
             options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}  # looked at above
-            compiled = torch.compile(entry, backend=fusing_backend, fullgraph=True, dynamic=False, options=options)
-            self._compiled[key] = compiled
-        return self._compiled[key](*args, **kwargs)
+            compiled = torch.compile(entry, backend=backend, fullgraph=True, dynamic=False, options=options)
+            tracing.enter_context(one_phase(self._progress, "trace network"))
+            result = compiled(*args, **kwargs)
+        self._compiled[key] = compiled
+        return result
 
 
 def _kind(value: Any) -> Any:

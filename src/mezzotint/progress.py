@@ -1,12 +1,19 @@
 """How long work tells an outsider how far it is. Library code reports; only the command line draws.
 
-A run is a row of phases that do not nest: `start`, any number of `advance`, `finish`. An exception between them leaves
-the phase open, and the one who draws closes it.
+A run is a row of phases: `start`, any number of `advance`, `finish`. A phase may be interrupted by others that begin and
+end within it: what is told belongs to the phase that began last and is open, so whoever draws keeps a stack. An exception
+leaves its phases open, and the one who draws closes them.
+
+Work that prepares itself interrupts: an optimized network is traced and compiled in its first call with inputs of a
+shape, and that call is a step of somebody's sampling. Rejected: preparing before that phase opens. Whoever samples would
+have to know every shape beforehand (the rest of a batch, rows that guidance doubles) and call the network once more for
+each, and sampling would have to know of quantization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 
@@ -21,7 +28,7 @@ class Progress(Protocol):
         """`n` more steps of the phase are done; `info` is what is worth seeing now, such as `loss=0.031`."""
 
     def finish(self) -> None:
-        """The phase has ended."""
+        """The phase has ended; the one that it interrupted goes on."""
 
 
 class NullProgress:
@@ -37,8 +44,19 @@ class NullProgress:
         pass
 
 
+@contextmanager
+def one_phase(progress: Progress, phase: str, total: int = 1) -> Iterator[None]:
+    """The block as a phase."""
+    progress.start(phase, total)
+    yield
+    progress.finish()
+
+
 def as_callback(progress: Progress, phase: str) -> Callable[[int, int], None]:
-    """`progress` in the form the samplers call, `callback(done, total)`: one phase, closed when done == total."""
+    """`progress` in the form the samplers call, `callback(done, total)`: one phase, closed when done == total.
+
+    The first call opens it, so work that says (0, total) when it begins is seen before its first step is done.
+    """
     seen = 0
     started = False
 

@@ -28,14 +28,7 @@ from mezzotint.kernels.triton import (
 )
 from mezzotint.kernels.triton.check import Check
 from mezzotint.kernels.triton.operands import pack_nibbles, unpack_nibbles
-from mezzotint.kernels.triton.tuning import (
-    Config,
-    Problem,
-    candidates,
-    refuses_specialized,
-    refuses_tiled,
-    shared_bytes,
-)
+from mezzotint.kernels.triton.tuning import Config, Problem, candidates, refuses, shared_bytes
 
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -60,8 +53,6 @@ KERNELS = [
     Config("gathered", 16, 32, 32, 0, 4, 2, splits=2),
 ]
 ON_GPU = [
-    Config("specialized", 128, 256, 64, 64, 4, 3, persistent=True),
-    Config("specialized", 128, 64, 64, 0, 4, 4, splits=3, persistent=True),
     Config("tiled", 128, 128, 64, 0, 8, 3, persistent=True),
     Config("tiled", 128, 256, 64, 64, 8, 3, turned=True),
     Config("tiled", 16, 128, 64, 0, 4, 4, splits=2, turned=True),
@@ -118,9 +109,8 @@ def operand_weight(operand: Operand) -> torch.Tensor:
 
 
 def refused(config: Config, product: launch.Product) -> bool:
-    refuses = {"tiled": refuses_tiled, "specialized": refuses_specialized}.get(config.kernel)
     slow = config.kernel == "tiled" and product.problem.bits == 4 and not config.turned and not INTERPRETED
-    return slow or bool(refuses and refuses(product.problem))
+    return slow or refuses(product.problem, config) is not None
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
@@ -171,7 +161,7 @@ def test_geglu_differs_by_the_error_function_only(config: Config) -> None:
     assert difference.float().mean() < 1e-3
 
 
-GROUPED = [replace(c, splits=1) for c in CONFIGS if c.kernel != "specialized" and not c.bn2]
+GROUPED = [replace(c, splits=1) for c in CONFIGS if not c.bn2]
 
 
 @pytest.mark.parametrize("config", GROUPED, ids=lambda c: c.name)
@@ -263,10 +253,9 @@ def problems() -> list[Problem]:
 def test_candidates_fit_into_shared_memory(shared: int) -> None:
     for problem in problems():
         for tiled in (True, False):
-            found = candidates(problem, tiled=tiled, specialized=True, shared=shared)
+            found = candidates(problem, tiled=tiled, shared=shared)
             assert found
             assert all(shared_bytes(problem, config) <= shared for config in found)
-    assert not [c for p in problems() for c in candidates(p) if c.kernel == "specialized"]
 
 
 class Tries:

@@ -75,7 +75,7 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
     others = {name: part.network.to(bench.device) for name, part in parts.items()}
     quantized = with_network(bench.pipeline, simulation.network, **others)
     with clock("sample"):
-        images, drawn = draw(bench, cell, quantized)
+        images, drawn = draw(bench, cell, quantized, progress)
     with clock("sqnr"):
         steps, layers = step_errors(bench, simulation.network, sampler)
     with clock("compare"):
@@ -111,11 +111,14 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
     )
 
 
-def draw(bench: Bench, cell: Cell, quantized: DiffusionPipeline) -> tuple[Tensor, dict[str, str]]:
+def draw(
+    bench: Bench, cell: Cell, quantized: DiffusionPipeline, progress: Progress | None = None
+) -> tuple[Tensor, dict[str, str]]:
     """The images [N, C, H, W] of a cell, and the fields of its row that say what drew them.
 
     Args:
         quantized: its denoiser simulates, its other parts are on integers where the cell quantizes them.
+        progress: as `optimize` takes it.
     """
     sampler, refused = cell.config.sampler, ""
     if cell.arithmetic != "simulated":
@@ -123,7 +126,7 @@ def draw(bench: Bench, cell: Cell, quantized: DiffusionPipeline) -> tuple[Tensor
         coded = has_quantized_products(simulated)
         how = _how(cell.arithmetic, bench.device, coded)
         try:
-            images = bench.images(_on_integers(quantized, how), sampler)
+            images = bench.images(_on_integers(quantized, how | {"progress": progress}), sampler)
         except (ModelError, KernelError) as error:
             refused = str(error)
             logger.warning("%s: drawn by the simulated network: %s", cell.label, refused)

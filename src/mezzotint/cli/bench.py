@@ -16,6 +16,8 @@ from mezzotint.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from mezzotint.progress import Progress
+
 SLOWEST = 8  # layers in the table
 DIGITS = 4  # of a time
 GPU_PEAK = "of a step, weights included; what the device held before the variant was made does not count"
@@ -73,12 +75,12 @@ def bench(
         progress.start("time the variants", 1)
         if place == "cpu":
             variants = (*speed.FLOATS, speed.COMPILED) if compile else speed.FLOATS
-            measured = {**speed.machine(), **_measure(pipeline, batch, runs, variants)}
+            measured = {**speed.machine(), **_measure(pipeline, batch, runs, variants, progress)}
             del pipeline
             _add_peaks(measured["variants"], model, batch, torch.get_num_threads())
         else:
             measured = measure_on_gpu(
-                pipeline.unet, batch, runs, place, compiled=compile, attention=attention or "bf16"
+                pipeline.unet, batch, runs, place, compiled=compile, attention=attention or "bf16", progress=progress
             )
         result = {"model": model, "batch": batch, **measured}
         progress.advance()
@@ -86,7 +88,7 @@ def bench(
     show(result, _table(result), json)
 
 
-def _measure(pipeline: Any, batch: int, runs: int, variants: tuple[str, ...]) -> dict[str, Any]:
+def _measure(pipeline: Any, batch: int, runs: int, variants: tuple[str, ...], progress: Progress) -> dict[str, Any]:
     """Variants, and for an artifact layers and verdict, as plain data."""
     import copy
 
@@ -101,7 +103,7 @@ def _measure(pipeline: Any, batch: int, runs: int, variants: tuple[str, ...]) ->
     calls = speed.float_calls(floating, variants)
     if quantized:
         bits = str(network.quantization.bits)
-        calls[bits] = optimize_network_(copy.deepcopy(network))
+        calls[bits] = optimize_network_(copy.deepcopy(network), progress=progress)
     seconds = {name: statistics.median(s) for name, s in speed.take_turns(calls, given, runs=runs).items()}
     rows = [
         {"variant": name, "ms_median": s * 1e3, "speedup": seconds["fp32-channels-last"] / s}

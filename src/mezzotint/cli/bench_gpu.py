@@ -5,16 +5,19 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mezzotint.cli.verdicts import verdict
+
+if TYPE_CHECKING:
+    from mezzotint.progress import Progress
 
 BASE = "bf16-graph"
 SECONDS = 0.1  # of calls for each of the rounds asked for
 
 
 def measure_on_gpu(
-    network: Any, batch: int, runs: int, device: str, *, compiled: bool, attention: str = "bf16"
+    network: Any, batch: int, runs: int, device: str, *, compiled: bool, attention: str = "bf16", progress: Progress
 ) -> dict[str, Any]:
     """Variants, and for an artifact products and verdict, as plain data; as `cli.bench` has them for a CPU.
 
@@ -23,6 +26,7 @@ def measure_on_gpu(
         runs: how many tenths of a second each variant is called.
         compiled: also bf16 through torch.compile and a CUDA graph.
         attention: of the quantized network, as `optimize` takes it.
+        progress: is told what lowering does.
     """
     import torch
 
@@ -42,7 +46,7 @@ def measure_on_gpu(
     if quantized:
         bits = str(network.quantization.bits)
         result["bytes"]["quantized"], result["attention"] = stored_bytes(network), attention
-        rows.append(_row(bits, partial(_lowered, network, device, lowering), given, runs))
+        rows.append(_row(bits, partial(_lowered, network, device, lowering, progress), given, runs))
     base = BASE if compiled else "bf16-eager"
     seconds = {row["variant"]: row["ms_median"] / 1e3 for row in rows}
     for row in rows:
@@ -67,11 +71,11 @@ def count_kernels(network: Any) -> list[dict[str, Any]]:
     return [{"kernel": k.name, "reason": k.reason, "layers": count} for k, count in counts.most_common()]
 
 
-def _lowered(network: Any, device: str, lowering: Any) -> Any:
+def _lowered(network: Any, device: str, lowering: Any, progress: Progress) -> Any:
     """A call of the network as `optimize` runs it, that gives eps."""
     from mezzotint.gpu.network import lower_network_
 
-    lowered: Any = lower_network_(network.to(device), lowering)
+    lowered: Any = lower_network_(network.to(device), lowering, progress)
     return lambda *inputs: lowered(*inputs, return_dict=False)[0]
 
 

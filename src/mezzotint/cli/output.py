@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import typer
@@ -39,6 +40,9 @@ DONE = {  # of the verbs that phases begin with
     "measure": "measured",
     "sample": "sampled",
     "time": "timed",
+    "trace": "traced",
+    "compile": "compiled",
+    "tune": "tuned",
 }
 P = ParamSpec("P")
 
@@ -138,44 +142,63 @@ def size(count: float) -> str:
 
 
 class RichProgress:
-    """Draws the phases of a run as bars with the time that is left, one below the other."""
+    """Draws the phases of a run as bars with the time that is left, one below the other, in the order they began."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._task: TaskID | None = None
-        self._total = 0
+        self._open: list[tuple[TaskID, int]] = []  # with their totals
 
     def start(self, phase: str, total: int) -> None:
-        self._total = total
-        self._task = self._bars.add_task(phase, total=total, info="")
+        self._open.append((self._bars.add_task(phase, total=total, info=""), total))
 
     def advance(self, n: int = 1, **info: float | str) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, advance=n, info=_words(info))
+        if self._open:
+            self._bars.update(self._open[-1][0], advance=n, info=_words(info))
 
     def finish(self) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=self._total)
-            self._bars.stop_task(self._task)
+        if self._open:
+            task, total = self._open.pop()
+            self._bars.update(task, completed=total)
+            self._bars.stop_task(task)
+
+
+@dataclass
+class _Phase:
+    """A phase that is open; `inside` are the seconds of those that interrupted it."""
+
+    name: str
+    total: int
+    begun: float
+    info: str = ""
+    inside: float = 0.0
 
 
 class LineProgress:
-    """One line when a phase ends: for logs, where bars cannot be redrawn."""
+    """One line when a phase ends: for logs, where bars cannot be redrawn.
+
+    Its seconds are its own, without those of the phases that interrupted it: the lines add up.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._phase, self._total, self._begun, self._info = "", 0, 0.0, ""
+        self._open: list[_Phase] = []
 
     def start(self, phase: str, total: int) -> None:
-        self._phase, self._total, self._begun, self._info = phase, total, time.perf_counter(), ""
+        self._open.append(_Phase(phase, total, time.perf_counter()))
 
     def advance(self, n: int = 1, **info: float | str) -> None:
-        self._info = _words(info) or self._info
+        if self._open:
+            self._open[-1].info = _words(info) or self._open[-1].info
 
     def finish(self) -> None:
-        seconds = time.perf_counter() - self._begun
-        steps = f" ({self._total:,} steps)" if self._total > 1 else ""
-        line = f"{_done(self._phase)} in {seconds:.1f} s{steps} {self._info}".rstrip()
+        if not self._open:
+            return
+        phase = self._open.pop()
+        seconds = time.perf_counter() - phase.begun
+        if self._open:
+            self._open[-1].inside += seconds
+        steps = f" ({phase.total:,} steps)" if phase.total > 1 else ""
+        line = f"{_done(phase.name)} in {seconds - phase.inside:.1f} s{steps} {phase.info}".rstrip()
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -91,7 +91,7 @@ def sample(
     with progress_bars() as progress:
         pipeline = inputs.load_runnable(model, place, runtime, progress)
         begun = time.perf_counter()
-        with compiled(pipeline, place, compile):
+        with compiled(pipeline, place, compile, progress):
             images, sampler, shown = draw_seeds(pipeline, numbers, words, told, batch_size, progress)
         seconds = time.perf_counter() - begun
     result = {
@@ -108,16 +108,16 @@ def sample(
 
 
 @contextmanager
-def compiled(pipeline: Any, device: str, wanted: bool | None) -> Iterator[None]:
+def compiled(pipeline: Any, device: str, wanted: bool | None, progress: Progress) -> Iterator[None]:
     """Prepares a quantized pipeline for fast calls if that is `wanted`; None wants it on a GPU.
 
-    A network is lowered in its first call, so an error of that names the way out if nobody asked for it.
+    A network is lowered in its first call: that tells `progress`, and an error of it names the way out if nobody asked.
     """
     from mezzotint.optimization import is_quantized, optimize
 
     unasked = wanted is None and device.startswith("cuda") and is_quantized(pipeline)
     if wanted or unasked:
-        optimize(pipeline)
+        optimize(pipeline, progress=progress)
     try:
         yield
     except (ModelError, KernelError) as error:

@@ -1,7 +1,7 @@
 """A quantized network on a GPU: lowered once for each shape of its inputs, then replayed as a CUDA graph.
 
     trace -> to_rows -> fuse_ -> emit          a module of integer products and fused steps (`Lowered.module`)
-    compile_kernels                            all it will launch, side by side
+    prepare_kernels                            all it will launch, side by side; products of unknown shapes tuned
     warm up, capture                           one CUDA graph: a call is a copy of the inputs and one launch
 
 x_t and the conditions go in as float32 where only codes are made of them; eps comes out in float32, rounded to the
@@ -38,6 +38,7 @@ from mezzotint.kernels.contract import KernelReport
 from mezzotint.layers.float_attention import OutputShift, output_shift_of
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d, IntLinear
+from mezzotint.progress import NullProgress, Progress, one_phase
 
 logger = logging.getLogger("mezzotint")
 
@@ -81,10 +82,16 @@ class Lowered:
     attention: dict[str, KernelReport] = field(default_factory=dict)
 
 
-def lower_network_(network: nn.Module, config: LoweringConfig | None = None) -> nn.Module:
-    """`network`, whose calls now run lowered; changes and returns it. Lowering happens in the first call of a shape."""
+def lower_network_(
+    network: nn.Module, config: LoweringConfig | None = None, progress: Progress | None = None
+) -> nn.Module:
+    """`network`, whose calls now run lowered; changes and returns it.
+
+    Lowering happens in the first call of a shape, which tells `progress` about it, as `mezzotint.optimize` says.
+    """
     network.requires_grad_(False)
-    network._compiled_call_impl = LoweredCalls(network, config or LoweringConfig())  # what Module.compile sets
+    # What Module.compile sets.
+    network._compiled_call_impl = LoweredCalls(network, config or LoweringConfig(), progress or NullProgress())
     return network
 
 
@@ -108,8 +115,9 @@ class LoweredCalls:
         lowered: what was made so far, by shapes.
     """
 
-    def __init__(self, network: nn.Module, config: LoweringConfig) -> None:
+    def __init__(self, network: nn.Module, config: LoweringConfig, progress: Progress) -> None:
         self.config = config
+        self._progress = progress
         self.lowered: dict[Any, Lowered] = {}
         self._network = network
         self._layers = {name: module for name, module in network.named_modules() if isinstance(module, IntLayer)}
@@ -148,6 +156,16 @@ class LoweredCalls:
 
     @torch.no_grad()
     def _lower(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Lowered:
+        with one_phase(self._progress, "trace network"):
+            lowered = self._written(x_t, t, cond)
+        if x_t.is_cuda and not torch.cuda.is_current_stream_capturing():
+            from mezzotint.gpu.compiling import prepare_kernels  # Triton is an extra, and slow to import
+
+            prepare_kernels(lambda: lowered.module(*lowered.inputs.values()), self._progress)
+        return lowered
+
+    def _written(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Lowered:
+        """The module for inputs of these shapes, and its operands on the device; nothing has run."""
         traced, layers = trace(self._network, x_t, t, cond, self.config.dtype, self._shift())
         graph = to_rows(traced, layers)
         if self.config.attention == "int8":
@@ -165,10 +183,6 @@ class LoweredCalls:
                 inputs[str(node.target)] = torch.empty_like(value, dtype=kept).copy_(value)
         module = emit(graph, traced, self._network, self.constants, self.config.dtype)
         self._to_host_()
-        if x_t.is_cuda and not torch.cuda.is_current_stream_capturing():
-            from mezzotint.gpu.compiling import compile_kernels  # Triton is an extra, and slow to import
-
-            compile_kernels(lambda: module(*inputs.values()))
         costs = step_costs(graph, self._layers, self.config.dtype)
         return Lowered(module, inputs, costs=costs, attention=attention_reports(graph, folded, self.config.dtype))
 

@@ -122,7 +122,8 @@ def sample(
         sampler: None is `default_sampler(pipeline)`.
         conditions: from `mezzotint.models.conditioning.encode_conditions`, a row for each seed.
         device: where to compute; None is where the network lies.
-        progress: called with (images done, images in all), counting the steps of unfinished ones as parts of images.
+        progress: called with (images done, images in all), counting the steps of unfinished ones as parts of images;
+            first with (0, images in all), before the network is called.
         callback: called after every step with the rows of the batch and its State.
 
     Raises:
@@ -186,6 +187,8 @@ def _latent_batches(
     total, steps = len(seeds), len(scheduler.times)
     drawing: dict[str, Any] = {"shape": shape, "guidance_scale": sampler.guidance_scale, "device": device}
     drawing["replay"] = True
+    if progress is not None and total:
+        progress(0, total)
     for rows in _batches(total, batch_size):
         for state in iterate(network, scheduler, seeds[rows], conditions=_rows(conditions, rows), **drawing):
             if callback is not None:
@@ -214,7 +217,7 @@ def record_at(
     one of its rows needs: about half the network calls of whole trajectories when the steps are spread evenly.
 
     Args:
-        progress: called with (network rows computed, network rows in all).
+        progress: called with (network rows computed, network rows in all), first before the network is called.
     """
     _check_steps_of_sample(steps_of_sample, len(seeds), len(scheduler.times))
     _check_conditions(conditions, len(seeds))
@@ -223,6 +226,8 @@ def record_at(
     order = steps_of_sample.cpu().argsort(stable=True)
     parts = [order[rows] for rows in _batches(len(seeds), batch_size)]
     total, done = sum(len(part) * int(steps_of_sample[part[-1]]) for part in parts), 0
+    if progress is not None and total:
+        progress(0, total)
     for part in parts:
         wanted = steps_of_sample[part].cpu()
         batch = [seeds[index] for index in part.tolist()]

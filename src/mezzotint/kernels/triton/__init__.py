@@ -23,7 +23,7 @@ The public functions, in the order of use:
     y = product(x_q, operand, residual=None, dtype=torch.bfloat16)
     y_q = product_codes(x_q, operand, scale, zero_point, largest)
     y_q = product_geglu_codes(x_q, operand, scale, zero_point, largest)
-    y_q = group_norm_codes_s8(x, ...) ; layer_norm_codes_s8(x, ...) ; geglu_codes_s8(x, ...)
+    y_q = group_norm_codes_s8(x, ...)
 
 The operators run Triton kernels on CUDA, and exact torch arithmetic elsewhere (`exact`), which is what they are tested
 against.
@@ -32,10 +32,7 @@ against.
 from mezzotint.kernels.triton.operands import Operand, conv2d_operand, linear_operand
 from mezzotint.kernels.triton.operators import (
     codes_s8,
-    geglu_codes_s8,
     group_norm_codes_s8,
-    group_norm_nhwc,
-    layer_norm_codes_s8,
     product,
     product_codes,
     product_geglu_codes,
@@ -45,10 +42,7 @@ __all__ = [
     "Operand",
     "codes_s8",
     "conv2d_operand",
-    "geglu_codes_s8",
     "group_norm_codes_s8",
-    "group_norm_nhwc",
-    "layer_norm_codes_s8",
     "linear_operand",
     "product",
     "product_codes",

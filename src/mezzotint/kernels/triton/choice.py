@@ -1,7 +1,6 @@
 """Which configuration a product runs with on a device: found in a table, tuned once, or the model's best that fits.
 
-MEZZOTINT_TUNE=0          unknown shapes take the model's best; nothing is measured or compared
-MEZZOTINT_SPECIALIZED=1   products with specialized warps may be chosen; they are experimental
+MEZZOTINT_TUNE=0   unknown shapes take the model's best; nothing is measured or compared
 
 What is tuned is compared first (`check`): a configuration that computes something else is not chosen, and a shape
 without a right one is an error, not a wrong picture.
@@ -31,7 +30,8 @@ Wrong = Callable[[Config], str | None]
 TRIED = 6  # candidates that are measured for an unknown shape
 _LOG = logging.getLogger(__name__)
 _CHOSEN: dict[tuple[str, Problem], Config] = {}
-_COMPILES: ContextVar[bool] = ContextVar("only_compiling", default=False)
+_UNKNOWN: ContextVar[set[str] | None] = ContextVar("only_compiling", default=None)
+_TELL: ContextVar[Callable[[], object]] = ContextVar("telling_of_tuning", default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,27 @@ def device_of(device: torch.device) -> Device:
 
 
 @contextmanager
-def only_compiling() -> Iterator[None]:
-    """In here a launch compiles and does nothing else: all that may be tuned is asked for, and nothing is chosen."""
-    token = _COMPILES.set(True)
+def only_compiling() -> Iterator[set[str]]:
+    """In here a launch compiles and does nothing else: all that may be tuned is asked for, and nothing is chosen.
+
+    Gives a set that fills with the keys of the products whose next launch will tune them.
+    """
+    unknown: set[str] = set()
+    token = _UNKNOWN.set(unknown)
+    try:
+        yield unknown
+    finally:
+        _UNKNOWN.reset(token)
+
+
+@contextmanager
+def telling_of_tuning(tell: Callable[[], object]) -> Iterator[None]:
+    """In here `tell` is called after every product that was tuned."""
+    token = _TELL.set(tell)
     try:
         yield
     finally:
-        _COMPILES.reset(token)
+        _TELL.reset(token)
 
 
 def launch_best(problem: Problem, place: torch.device, attempt: Attempt, wrong: Wrong) -> Config:
@@ -80,12 +94,16 @@ def launch_best(problem: Problem, place: torch.device, attempt: Attempt, wrong: 
     name = (device.name, problem)
     configs, known = ([_CHOSEN[name]], True) if name in _CHOSEN else _ordered(problem, device)
     tune = not known and _can_measure(place)
-    if _COMPILES.get():
+    unknown = _UNKNOWN.get()
+    if unknown is not None:
+        if tune:
+            unknown.add(problem.key)
         for config in configs[: TRIED if tune else 1]:
             attempt(config)
         return configs[0]
     if tune:
         configs = [_tuned(problem, device, configs, attempt, wrong)]
+        _TELL.get()()
     for config in configs:
         try:
             attempt(config)
@@ -99,12 +117,9 @@ def launch_best(problem: Problem, place: torch.device, attempt: Attempt, wrong: 
 
 def _ordered(problem: Problem, device: Device) -> tuple[list[Config], bool]:
     """Configurations in the order to try, and whether a table names the first of them."""
-    specialized = os.environ.get("MEZZOTINT_SPECIALIZED") == "1"
-    found = candidates(
-        problem, device.multiprocessors, tiled=device.hopper, specialized=specialized, shared=device.shared
-    )
+    found = candidates(problem, device.multiprocessors, tiled=device.hopper, shared=device.shared)
     known = shipped(device.family).get(problem.key) or cached(device.name).get(problem.key)
-    if known is None or refuses(problem, known) or (known.kernel == "specialized" and not specialized):
+    if known is None or refuses(problem, known):
         return found, False
     return [known, *found], True
 

@@ -83,7 +83,7 @@ def along(outputs, TURNED: tl.constexpr):
 @triton.jit
 def correct_cases(
     acc, correction, n, outputs, h, w, h0, height, width, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
-    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, TH: tl.constexpr, TURNED: tl.constexpr = False,
+    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, TH: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """Adds to `acc` (which has case 0 in it) what positions at the edge of the picture differ by.
 

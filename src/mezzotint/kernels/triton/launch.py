@@ -154,7 +154,7 @@ def run(call: Product, config: Config) -> None:
 
 
 def _launch(call: Product, config: Config, out: Tensor, kind: str) -> None:
-    {"specialized": _specialized, "tiled": _tiled, "gathered": _gathered}[config.kernel](call, config, out, kind)
+    {"tiled": _tiled, "gathered": _gathered}[config.kernel](call, config, out, kind)
 
 
 def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
@@ -179,27 +179,6 @@ def _tiled(call: Product, config: Config, out: Tensor, kind: str) -> None:
         HAS_RESIDUAL=call.residual is not None, KIND=kind, FLAT=flat, BITS=p.bits, GROUPS=max(1, len(p.groups)),
         SPLITS=config.splits, STAGES=config.stages, BAND=config.band, FLATTEN=config.persistent, PIECE=piece,
         TURNED=config.turned, num_warps=config.warps, num_stages=config.stages, **_EXACT,
-    )  # fmt: skip
-
-
-def _specialized(call: Product, config: Config, out: Tensor, kind: str) -> None:
-    from mezzotint.kernels.triton import boxes
-    from mezzotint.kernels.triton.specialized import specialized_product
-
-    p = call.problem
-    tile = spatial_tile(p, config.bm)
-    flat, counts, tiles_n = _cover(p, tile, config)
-    residual = call.residual if kind != "sums" else None
-    buffers = (config.bn + config.bn2) // boxes.PIECE if residual is not None else 2
-    stages = min(config.stages, boxes.most_stages(config, buffers, out.element_size(), p.bits))
-    described = boxes.describe(call, config, tile, flat, out, residual, kind)
-    tiles = math.prod(counts) * tiles_n * config.splits
-    specialized_product[(min(tiles, device_of(out.device).multiprocessors),)](
-        *described, call.correction, call.multiplier, some_or(call.bias, call.multiplier), *call.step, p.height,
-        p.width, p.channels, p.outputs, *counts, tiles_n, TB=tile[0], TH=tile[1], TW=tile[2], BK=config.bk,
-        BN1=config.bn, BN2=config.bn2, **_window(p), HAS_BIAS=call.bias is not None, HAS_RESIDUAL=residual is not None,
-        KIND=kind, FLAT=flat, SPLITS=config.splits, STAGES=stages, BAND=config.band, PIECE=boxes.PIECE, BUFFERS=buffers,
-        BITS=p.bits, num_warps=4, maxnreg=168 if p.bits == 8 else 128, **_EXACT,
     )  # fmt: skip
 
 

@@ -80,8 +80,8 @@ def group_norm(
     block = triton.next_power_of_2(c.groups * width)
     if c.whole:
         norms.group_norm_whole[(groups // c.groups, batch)](
-            x, second_, added_, *affine, out, entry, *apart, *sizes, eps, *steps, width=width, BM=c.rows, BC=block,
-            BG=c.groups, **flags, num_warps=c.warps,
+            x, second_, added_, *affine, out, entry, *apart, *sizes[:-1], eps, *steps, width=width, BM=c.rows,
+            BC=block, BG=c.groups, **flags, num_warps=c.warps,
         )  # fmt: skip
         return out
     per_run = -(-rows // (c.runs * c.rows)) * c.rows

@@ -207,7 +207,6 @@ def group_norm_whole(
     rows,
     channels1,
     channels2,
-    groups,
     eps,
     step,
     inverse,

@@ -112,7 +112,7 @@ def conv2d_operand(
     return Operand(
         weight=_stored(taps, bits, groups),
         multiplier=torch.stack([part.multiplier for part in parts]),
-        correction=torch.stack([_corrections(part, edges) for part in parts]),
+        correction=torch.stack([_corrections(part) for part in parts]),
         bias=own_bias,
         channels=taps.shape[2],
         bits=bits,
@@ -185,7 +185,7 @@ def missing_taps(case: int, kernel: Window) -> Tensor:
     return inside
 
 
-def _corrections(part: Weighted, padding: Edges) -> Int32[Tensor, "16 o"]:
+def _corrections(part: Weighted) -> Int32[Tensor, "16 o"]:
     taps = part.weight_q.sum(dim=1, dtype=torch.int32)  # [O, kh, kw]
     height, width = taps.shape[1:]
     rows = []

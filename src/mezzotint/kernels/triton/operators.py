@@ -41,7 +41,6 @@ _SCHEMAS = {
     "nhwc_layer_norm_codes": f"Tensor x, Tensor? weight, Tensor? bias, float eps, {_GRID}",
     "nhwc_geglu_codes": f"Tensor x, {_GRID}",
 }
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def product(
@@ -112,45 +111,6 @@ def group_norm_codes_s8(
     """
     norm = (x, second, added, weight, bias, factor, shift, groups, eps, silu)
     return torch.ops.mezzotint.nhwc_group_norm_codes(*norm, scale, zero_point, largest)
-
-
-def group_norm_nhwc(
-    x: Float[Tensor, "b *pixels c"],
-    weight: Float32[Tensor, " all"] | None,
-    bias: Float32[Tensor, " all"] | None,
-    *,
-    groups: int,
-    eps: float,
-    silu: bool,
-    second: Float[Tensor, "b *pixels c2"] | None = None,
-    added: Float[Tensor, "b all"] | None = None,
-    factor: Float[Tensor, "b all"] | None = None,
-    shift: Float[Tensor, "b all"] | None = None,
-) -> Float[Tensor, "b *pixels all"]:
-    """As `group_norm_codes_s8`, without codes, in the dtype of `x`."""
-    norm = (x, second, added, weight, bias, factor, shift, groups, eps, silu)
-    return torch.ops.mezzotint.nhwc_group_norm(*norm)
-
-
-def layer_norm_codes_s8(
-    x: Float[Tensor, "*rows c"],
-    weight: Float32[Tensor, " c"] | None,
-    bias: Float32[Tensor, " c"] | None,
-    *,
-    eps: float,
-    scale: float,
-    zero_point: int,
-    largest: int = 255,
-) -> Int8[Tensor, "*rows c"]:
-    """Codes of the layer norm over the last axis."""
-    return torch.ops.mezzotint.nhwc_layer_norm_codes(x, weight, bias, eps, scale, zero_point, largest)
-
-
-def geglu_codes_s8(
-    x: Float[Tensor, "*rows double"], scale: float, zero_point: int, largest: int = 255
-) -> Int8[Tensor, "*rows c"]:
-    """Codes of value * gelu(gate), `x` = [values | gates] along the last axis."""
-    return torch.ops.mezzotint.nhwc_geglu_codes(x, scale, zero_point, largest)
 
 
 def result_shape(

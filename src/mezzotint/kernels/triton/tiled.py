@@ -28,7 +28,7 @@ import triton.language as tl
 
 from mezzotint.kernels.triton.epilogue import along, correct_cases, finish, nibbles, scaled
 
-COUNTS = (
+_COUNTS = (
     "zero_point",
     "largest",
     "height",
@@ -40,7 +40,7 @@ COUNTS = (
 )  # one kernel for all values
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=_COUNTS)
 def tiled_product(
     x,  # descriptor [B, H, W, C] int8, or [B, H/2, 2, W/2, 2C] with stride 2
     weight1,  # descriptor [T, O, C] int8 (or [T, O, C'/2] with two codes a byte), box of BN1
@@ -120,7 +120,7 @@ def tiled_product(
                 _store_sums(acc2, out2, split, tile_m * BM, b0, h0, w0, n0 + BN1, BN2, TB, TH, TW, FLAT, PIECE, TURNED)
         elif GROUPS == 2:
             y1 = _corrected(
-                acc1, n0, b0, h0, w0, correction, multiplier, height, width, outputs, BN1, TB, TH, TW, KERNEL, STRIDE,
+                acc1, n0, h0, w0, correction, multiplier, height, width, outputs, BN1, TB, TH, TW, KERNEL, STRIDE,
                 PAD_TOP, PAD_LEFT, HAS_EDGES, False, TURNED,
             )  # fmt: skip
             acc1 = tl.zeros((BN1, BM) if TURNED else (BM, BN1), tl.int32)
@@ -134,7 +134,7 @@ def tiled_product(
             if BITS == 4:
                 acc1 = acc1 >> 4
             y1 += _corrected(
-                acc1, n0, b0, h0, w0, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1, TB,
+                acc1, n0, h0, w0, correction + 16 * outputs, multiplier + outputs, height, width, outputs, BN1, TB,
                 TH, TW, KERNEL, STRIDE, PAD_TOP, PAD_LEFT, HAS_EDGES, False, TURNED,
             )  # fmt: skip
             _write(
@@ -194,7 +194,7 @@ def _box(
 
 @triton.jit
 def _corrected(
-    acc, n0, b0, h0, w0, correction, multiplier, height, width, outputs, BN: tl.constexpr, TB: tl.constexpr,
+    acc, n0, h0, w0, correction, multiplier, height, width, outputs, BN: tl.constexpr, TB: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD_TOP: tl.constexpr,
     PAD_LEFT: tl.constexpr, HAS_EDGES: tl.constexpr, BARE: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
@@ -288,7 +288,7 @@ def _write(
         at = n0 // 2 if KIND == "geglu" else n0
         if acc.dtype == tl.int32:
             y = _corrected(
-                acc, n0, b0, h0, w0, correction, multiplier, height, width, outputs, BN, TB, TH, TW, KERNEL, STRIDE,
+                acc, n0, h0, w0, correction, multiplier, height, width, outputs, BN, TB, TH, TW, KERNEL, STRIDE,
                 PAD_TOP, PAD_LEFT, HAS_EDGES, out.dtype == tl.int32, TURNED,
             )  # fmt: skip
         else:

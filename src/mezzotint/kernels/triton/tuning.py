@@ -68,7 +68,7 @@ class Config:
             become int8 in the registers that wgmma takes.
     """
 
-    kernel: Literal["specialized", "tiled", "gathered"]
+    kernel: Literal["tiled", "gathered"]
     bm: int
     bn: int
     bk: int
@@ -107,17 +107,10 @@ _SMALL = 1024  # barriers, and what keeps buffers aligned
 
 
 def candidates(
-    problem: Problem,
-    multiprocessors: int = 132,
-    *,
-    tiled: bool = True,
-    specialized: bool = False,
-    shared: int = SHARED,
+    problem: Problem, multiprocessors: int = 132, *, tiled: bool = True, shared: int = SHARED
 ) -> list[Config]:
     """Configurations that can run `problem` in `shared` bytes a block, the model's best first."""
     found = []
-    if tiled and specialized and refuses_specialized(problem) is None:
-        found += _specialized(problem)
     if tiled and refuses_tiled(problem) is None:
         found += _tiled(problem, shared)
     if not found:
@@ -166,9 +159,6 @@ def shared_bytes(problem: Problem, config: Config) -> int:
         return max(ring + unpacked, config.bm * config.bn * 4) + _RESERVED
     if config.turned:
         return _turned_bytes(problem, config)
-    if config.kernel == "specialized":
-        pieces = outputs // 64 if problem.residual else 2
-        return ring + config.stages * unpacked + 2 * pieces * 64 * 64 * item + 2 * _RESERVED
     piece, halved = 128 if item == 1 else 64, 2 if problem.kind == "geglu" and config.splits == 1 else 1
     widths = {min(n, piece) for n in (config.bn, config.bn2) if n}  # boxes of one width share a buffer
     leaving = config.bm * sum(widths) * item // halved
@@ -230,35 +220,12 @@ def blocks_together(problem: Problem, config: Config) -> int:
     """Blocks that share a multiprocessor of a Hopper: two of four warps if they fit, and one computes while the other
     waits or writes."""
     fits = 2 * (shared_bytes(problem, config) + _RESERVED) <= SHARED + _RESERVED
-    return 2 if config.kernel != "specialized" and config.warps == 4 and fits else 1
-
-
-def _specialized(problem: Problem) -> list[Config]:
-    found = []
-    for bn, bn2 in ((256, 64), (256, 0), (128, 64), (128, 0), (64, 0)):
-        for bk in (128, 64):
-            if bk == 64 and problem.channels % 128 == 0:
-                continue
-            pieces = (bn + bn2) // 64 if problem.residual else 2
-            room = SHARED - 2048 - 2 * pieces * 64 * 64 * problem.item_bytes - 16 * bk
-            stages = min(8, room // ((128 + (bn + bn2) * (8 if problem.bits == 8 else 12) // 8) * bk))
-            if stages >= 2:
-                found.append(Config("specialized", 128, bn, bk, bn2, 4, stages, persistent=True))
-    return found
-
-
-def refuses_specialized(problem: Problem) -> str | None:
-    """Why no warps can be specialized on `problem`, or None."""
-    if problem.groups:
-        return f"one group of input channels, got {problem.groups}"
-    return refuses_tiled(problem)
+    return 2 if config.warps == 4 and fits else 1
 
 
 def refuses(problem: Problem, config: Config) -> str | None:
     """Why the kernel of `config` cannot compute `problem`, or None; a key in a table does not say all of a problem."""
-    if config.kernel == "gathered":
-        return None
-    return refuses_specialized(problem) if config.kernel == "specialized" else refuses_tiled(problem)
+    return None if config.kernel == "gathered" else refuses_tiled(problem)
 
 
 def refuses_tiled(problem: Problem) -> str | None:
@@ -286,12 +253,12 @@ def predicted(problem: Problem, config: Config, multiprocessors: int) -> float:
     together = blocks_together(problem, config)
     steps = math.ceil(problem.kernel**2 * math.ceil(problem.channels / config.bk) / config.splits)
     intensity = 1.0 / (1.0 + 40.0 * (1 / config.bm + 1 / bn))  # operations a byte of shared memory
-    rate = {"specialized": 16000, "tiled": 13000, "gathered": 6500}[config.kernel] * intensity
+    rate = {"tiled": 13000, "gathered": 6500}[config.kernel] * intensity
     # Triton 3.6 waits for every int8 wgmma before the next step, which a second block hides in part
-    wait = 0 if config.kernel == "specialized" else 700 if together == 1 else 200
+    wait = 700 if together == 1 else 200
     wait += 400 if config.stages == 2 else 0  # for memory: one box ahead is too few
     multiply = together * steps * (2 * config.bm * bn * config.bk / rate + wait)
-    cost = {"specialized": 0.04, "tiled": 0.095, "gathered": 0.24}[config.kernel]
+    cost = {"tiled": 0.095, "gathered": 0.24}[config.kernel]
     cost *= {"geglu": 1.4, "codes": 1.15, "float": 1.0}[problem.kind]
     cost *= 1.4 if problem.residual and config.splits == 1 else 1.0
     epilogue = together * config.bm * bn * cost
