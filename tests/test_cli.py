@@ -17,21 +17,18 @@ from diffusers import DanceDiffusionPipeline, DDIMScheduler, UNet1DModel
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from mezzotint.cli import options
 from mezzotint.cli.app import run
 from mezzotint.cli.inputs import parse_seeds
-from mezzotint.cli.output import LineProgress, RichProgress, size
+from mezzotint.cli.output import size
 from mezzotint.config import QuantizeConfig
 from mezzotint.errors import ConfigError
 from mezzotint.gpu.network import lower_network_, lowered_report
 from mezzotint.loading import load
 from mezzotint.models import zoo
-from mezzotint.progress import NullProgress, as_callback
 from mezzotint.recipes.registry import PRESETS, RECIPES, make_config
 from tiny import tiny_pipeline
 
@@ -438,49 +435,3 @@ def test_other_seeds_are_refused(text: str) -> None:
 )
 def test_sizes_are_in_powers_of_a_thousand(count: float, text: str) -> None:
     assert size(count) == text
-
-
-def test_progress_off_a_terminal_is_one_line_a_phase(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = LineProgress(Console(stderr=True))
-    progress.start("reconstruct", 28)
-    for _ in range(28):
-        progress.advance(unit="mid_block", loss=0.03125)
-    progress.finish()
-    err = capsys.readouterr().err
-    assert err == "reconstructed in 0.0 s (28 steps) unit mid_block loss 0.03125\n"
-    for phase in ("load emoji: an old one", "fit: weights", "ponder"):
-        progress.start(phase, 1)
-        progress.finish()
-    said = ("loaded emoji an old one", "fitted weights", "ponder: done")
-    assert capsys.readouterr().err == "".join(f"{words} in 0.0 s\n" for words in said)
-
-
-def test_bars_fill_and_show_the_newest_numbers() -> None:
-    bars = Progress(disable=True)
-    progress = RichProgress(bars)
-    progress.start("fit", 10)
-    progress.advance(4, loss=0.5)
-    task = bars.tasks[0]
-    assert (task.completed, task.total, task.fields["info"]) == (4, 10, "loss 0.5")
-    progress.finish()
-    assert task.finished
-
-
-def test_callback_form_of_progress_adds_up() -> None:
-    seen: list[object] = []
-
-    class Spy(NullProgress):
-        def start(self, phase: str, total: int) -> None:
-            seen.append((phase, total))
-
-        def advance(self, n: int = 1, **info: float | str) -> None:
-            seen.append(n)
-
-        def finish(self) -> None:
-            seen.append("end")
-
-    callback = as_callback(Spy(), "sample")
-    for done in (3, 5, 8):
-        callback(done, 8)
-    callback(2, 2)
-    assert seen == [("sample", 8), 3, 2, 3, "end", ("sample", 2), 2, "end"]

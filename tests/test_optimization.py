@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -24,6 +25,7 @@ from mezzotint.errors import ConfigError, ModelError
 from mezzotint.kernels import native
 from mezzotint.models.denoiser import example_inputs
 from mezzotint.optimization import optimize, optimize_network_
+from phases import Told
 from tiny import tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("traceable")
@@ -52,10 +54,15 @@ def test_rewriting_changes_no_bit(kind: str, no_compiler: None) -> None:
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
-def test_fusing_changes_a_few_codes_by_one() -> None:
-    plain, network = integer_network("pixels"), optimize_network_(fresh("pixels"))
+def test_fusing_is_told_and_changes_a_few_codes_by_one() -> None:
+    told = Told()
+    plain, network = integer_network("pixels"), optimize_network_(fresh("pixels"), progress=told)
+    layers = len(optimization._layers(network))
+    assert told.words == [("prepare layers", layers), *[1] * layers, "end"]
+    told.words.clear()
     assert decibels(eps(plain), eps(network)) > FUSED_DB
     assert decibels(eps(plain, 3), eps(network, 3)) > FUSED_DB  # another batch size
+    assert told.words == [("trace network", 1), "end"] * 2
 
 
 def test_scales_are_constants_for_every_network_of_a_class(monkeypatch: pytest.MonkeyPatch, no_compiler: None) -> None:
@@ -80,6 +87,35 @@ def test_there_may_be_more_networks_than_the_tracer_likes(no_compiler: None) -> 
 def test_copies_and_pickles_are_plain_again(no_compiler: None) -> None:
     network = optimize_network_(fresh("small"))
     assert torch.equal(eps(copy.deepcopy(network)), eps(network))
+
+
+@pytest.mark.parametrize(
+    ("backends", "words"),
+    [(1, ["end", "run"]), (2, ["end", "run"]), (0, ["run", "end"]), (-1, [])],
+    ids=["traced", "traced anew", "not traced", "failed"],
+)
+def test_tracing_is_a_phase_that_ends_once(backends: int, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch.compile does: the phase that it interrupts must not be ended in its place."""
+    told = Told()
+
+    def compile(entry: Any, backend: Any, **options: Any) -> Any:
+        def call(*inputs: Any) -> Any:
+            if backends < 0:
+                raise RuntimeError("cannot be traced")
+            for _ in range(backends):
+                backend(entry, inputs)
+            told.words.append("run")
+
+        return call
+
+    network = optimize_network_(fresh("small"), progress=told)
+    told.words.clear()
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(optimization, "fusing_backend", lambda graph, inputs: graph)
+    expected = pytest.raises(RuntimeError, match="cannot be traced") if backends < 0 else contextlib.nullcontext()
+    with expected:
+        network(torch.zeros(1))
+    assert told.words == [("trace network", 1), *words]
 
 
 def test_new_weights_are_noticed(no_compiler: None) -> None:

@@ -62,9 +62,9 @@ def optimize(
             they are always of codes.
         activations: what lies between integer products on a CUDA device: "bf16", "fp16" (three more bits of mantissa,
             nothing beyond 65504) or "fp32" (twice the bytes; what a CPU always has).
-        progress: is told what the first call with inputs of a shape prepares, in that call: "trace network", and on a
-            CUDA device "compile kernels" and "tune products" where there are any. These phases interrupt one that is
-            open, such as that of the sampling, see `mezzotint.progress`. None tells nobody.
+        progress: is told of "prepare layers" now, and in the first call with inputs of a shape of what that call
+            prepares: "trace network", and on a CUDA device "compile kernels" and "tune products" where there are any.
+            These interrupt a phase that is open, such as the sampling, see `mezzotint.progress`. None tells nobody.
 
     Raises:
         ModelError: no part of the pipeline is quantized.
@@ -105,23 +105,26 @@ def optimize_network_(
         raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if activations not in ACTIVATIONS:
         raise ConfigError(f"activations must be one of {', '.join(ACTIVATIONS)}, got {activations!r}")
+    told = progress or NullProgress()
     lowering = LoweringConfig(dtype=ACTIVATIONS[activations], attention=attention)
     layers = _layers(network)
     places = {buffer.device.type for layer in layers for buffer in layer.buffers()}
     if fuse and places == {"cuda"}:
-        return lower_network_(network, lowering, progress)
+        return lower_network_(network, lowering, told)
     if fuse and places != {"cpu"}:
         raise ConfigError("fusing is for a CPU or a CUDA device; move the model there, or call optimize(fuse=False)")
-    for layer in layers:
-        if isinstance(layer, IntWeightedLayer):
-            layer.keep_packed = weights == "packed"
-        layer.prepare_kernel_()
+    with one_phase(told, "prepare layers", len(layers)):
+        for layer in layers:
+            if isinstance(layer, IntWeightedLayer):
+                layer.keep_packed = weights == "packed"
+            layer.prepare_kernel_()
+            told.advance()
     if fuse:
         network.requires_grad_(False)
         # The tracer reads through diffusers' cached version checks, as it should, and warns of each.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", module="torch")
         # What Module.compile sets; copies and pickles go without it.
-        network._compiled_call_impl = _Traced(network, progress or NullProgress())
+        network._compiled_call_impl = _Traced(network, told)
     return network
 
 

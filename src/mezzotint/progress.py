@@ -1,13 +1,13 @@
 """How long work tells an outsider how far it is. Library code reports; only the command line draws.
 
-A run is a row of phases: `start`, any number of `advance`, `finish`. A phase may be interrupted by others that begin and
-end within it: what is told belongs to the phase that began last and is open, so whoever draws keeps a stack. An exception
-leaves its phases open, and the one who draws closes them.
+A run is a row of phases: `start`, any number of `advance`, `finish`. A phase may be interrupted by others that begin
+and end within it: what is told belongs to the phase that began last and is open, so whoever draws keeps a stack. An
+exception leaves its phases open, and the one who draws closes them.
 
 Work that prepares itself interrupts: an optimized network is traced and compiled in its first call with inputs of a
-shape, and that call is a step of somebody's sampling. Rejected: preparing before that phase opens. Whoever samples would
-have to know every shape beforehand (the rest of a batch, rows that guidance doubles) and call the network once more for
-each, and sampling would have to know of quantization.
+shape, and that call is a step of somebody's sampling. Rejected: preparing before that phase opens. Whoever samples
+would have to know every shape beforehand (the rest of a batch, rows that guidance doubles) and call the network once
+more for each, and sampling would have to know of quantization.
 """
 
 from __future__ import annotations

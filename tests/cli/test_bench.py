@@ -16,6 +16,7 @@ from mezzotint.cli.app import run
 from mezzotint.cli.sample import compiled
 from mezzotint.cli.verdicts import verdict
 from mezzotint.errors import KernelError
+from mezzotint.progress import NullProgress
 from tiny import tiny_pipeline, tiny_unet
 
 pytestmark = pytest.mark.usefixtures("traceable")
@@ -115,9 +116,13 @@ def test_inputs_rotate_and_fit() -> None:
     assert all(x.shape == (3, 3, 16, 16) and x.is_contiguous(memory_format=torch.channels_last) for x, _ in sets)
 
 
-def test_compiled_sampling_draws_the_same_picture(folders: tuple[str, str], tmp_path: Path) -> None:
+def test_compiled_sampling_tells_what_it_prepares(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["sample", folders[1], "--seeds", "0..1", "--steps", "2", "-o", str(tmp_path / "a"), "--compile"]) == 0
     assert (tmp_path / "a" / "grid.png").is_file()
+    told = [line.partition(" in ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["loaded int", "prepared layers", "traced network", "sampled"]
 
 
 @pytest.mark.parametrize(
@@ -128,20 +133,19 @@ def test_a_gpu_draws_with_fast_kernels_unless_told_otherwise(
     device: str, wanted: bool | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimized: list[Any] = []
-    monkeypatch.setattr(optimization, "optimize", optimized.append)
+    monkeypatch.setattr(optimization, "optimize", lambda pipeline, progress: optimized.append(pipeline))
     quantized = tiny_pipeline()
     quantized.unet = fresh("pixels")
-    with compiled(quantized, device, wanted):
+    with compiled(quantized, device, wanted, NullProgress()):
         assert bool(optimized) == expected
-    with compiled(tiny_pipeline(), device, None):  # nothing to optimize
+    with compiled(tiny_pipeline(), device, None, NullProgress()):  # nothing to optimize
         assert len(optimized) == expected
 
 
 def test_an_error_of_lowering_nobody_asked_for_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimization, "optimize", lambda pipeline: pipeline)
+    monkeypatch.setattr(optimization, "optimize", lambda pipeline, progress: pipeline)
     quantized = tiny_pipeline()
     quantized.unet = fresh("pixels")
-    with pytest.raises(KernelError, match="negative step; --no-compile draws"), compiled(quantized, "cuda", None):
-        raise KernelError("negative step")
-    with pytest.raises(KernelError, match="^negative step$"), compiled(quantized, "cuda", True):
-        raise KernelError("negative step")
+    for wanted, message in ((None, "negative step; --no-compile draws"), (True, "^negative step$")):
+        with pytest.raises(KernelError, match=message), compiled(quantized, "cuda", wanted, NullProgress()):
+            raise KernelError("negative step")

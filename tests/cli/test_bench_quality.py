@@ -8,7 +8,7 @@ import pytest
 from benchmark_rows import make_row
 from mezzotint.benchmark.rows import RowFile
 from mezzotint.cli.app import run
-from mezzotint.cli.bench_quality import summary
+from mezzotint.cli.quality_words import summary
 from tiny import tiny_pipeline
 
 QUICK = ["--samples", "2", "--steps", "2", "--calib-size", "2", "--set", "ranges.candidates=2", "--device", "cpu"]

@@ -15,6 +15,7 @@ from mezzotint.errors import ConfigError, ModelError
 from mezzotint.gpu.network import LoweredCalls, LoweringConfig, lower_network_
 from mezzotint.layers.int_base import IntLayer
 from mezzotint.models.denoiser import example_inputs
+from phases import Told
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
@@ -168,14 +169,15 @@ def test_one_key_on_codes_is_left_to_the_integers() -> None:
     assert operators(network)["mezzotint.int_attention_codes.default"] == 8
 
 
-def test_every_shape_is_lowered_once_and_shares_the_weights() -> None:
+def test_every_shape_is_lowered_once_told_of_and_shares_the_weights() -> None:
     network = fresh("pixels")
-    expected = eps(network, 2), eps(network, 3)
-    lower_network_(network)
+    expected, told = (eps(network, 2), eps(network, 3)), Told()
+    lower_network_(network, progress=told)
     assert [eps(network, 2).shape, eps(network, 3).shape, eps(network, 2).shape] == [
         e.shape for e in (*expected, expected[0])
     ]
     first, second = calls_of(network).lowered.values()
+    assert told.words == [("trace network", 1), "end"] * 2
     held = {buffer.data_ptr() for buffer in first.module.buffers()}
     assert all(buffer.data_ptr() in held for buffer in second.module.buffers() if buffer.dtype == torch.int8)
 

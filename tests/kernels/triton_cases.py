@@ -309,13 +309,18 @@ def test_an_unknown_shape_is_tuned_once_and_kept(tuned: Problem, monkeypatch: py
 
     fastest = choice.fastest
     monkeypatch.setattr(choice, "fastest", lambda configs, attempt: fastest(configs, attempt, bench))
-    best = choice.launch_best(problem, place, Tries(), right)
+    told: list[str] = []
+    with choice.telling_of_tuning(lambda: told.append("tuned")):
+        best = choice.launch_best(problem, place, Tries(), right)
     assert measured == order[: choice.TRIED]
     assert best == measured[-1]
     monkeypatch.setattr(choice, "_CHOSEN", {})
     tuning.cached.cache_clear()
-    assert choice.launch_best(problem, place, Tries(), right) == best
+    with choice.telling_of_tuning(lambda: told.append("tuned")):
+        assert choice.launch_best(problem, place, Tries(), right) == best
+    assert told == ["tuned"]
     assert len(measured) == choice.TRIED
+    assert not compile_kernels(lambda: choice.launch_best(problem, place, Tries(), right), threads=1)
 
 
 def test_what_computes_something_else_is_not_timed(
@@ -342,7 +347,8 @@ def test_what_only_compiles_chooses_nothing(tuned: Problem) -> None:
     """All that tuning will try is asked for; what did not run was not compared, timed or kept."""
     attempt = Tries()
     wrong = lambda config: pytest.fail("nothing ran")  # noqa: E731
-    compile_kernels(lambda: choice.launch_best(tuned, torch.device("cpu"), attempt, wrong), threads=1)
+    unknown = compile_kernels(lambda: choice.launch_best(tuned, torch.device("cpu"), attempt, wrong), threads=1)
+    assert unknown == {tuned.key}
     assert attempt.tried == candidates(tuned, 4)[: choice.TRIED]
     assert not choice._CHOSEN
     assert not tuning.cached("cpu")

@@ -14,7 +14,9 @@ from torch import Tensor
 from families import COMPVIS, tiny_sd
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.sampling.config import SamplerConfig
-from mezzotint.sampling.schedulers import DDIM, PLMS, make_scheduler
+from mezzotint.sampling.ddim import DDIM
+from mezzotint.sampling.plms import PLMS
+from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import iterate, start_noise
 
 STABLE: dict[str, Any] = {**COMPVIS, "beta_start": 0.00085, "beta_end": 0.012}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.sampling.config import SamplerConfig
-from mezzotint.sampling.schedulers import SPACINGS, make_scheduler
+from mezzotint.sampling.schedulers import make_scheduler
+from mezzotint.sampling.spacings import SPACINGS
 from tiny import tiny_pipeline
 
 LINEAR: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False}

@@ -89,7 +89,8 @@ def sampler_config(pipeline: DiffusionPipeline, words: SamplerWords) -> SamplerC
 
 def check_scheduler(scheduler: str | None) -> str | None:
     """`scheduler` if it names a sampler, or None. Raises ConfigError otherwise."""
-    from mezzotint.sampling.schedulers import SCHEDULERS, SPACINGS
+    from mezzotint.sampling.schedulers import SCHEDULERS
+    from mezzotint.sampling.spacings import SPACINGS
 
     if scheduler is not None and scheduler not in SCHEDULERS:
         hint = f" (the spacing of the steps is --spacing {scheduler})" if scheduler in SPACINGS else ""
@@ -99,7 +100,7 @@ def check_scheduler(scheduler: str | None) -> str | None:
 
 def check_spacing(spacing: str | None) -> str | None:
     """`spacing` if it names a spacing of time steps, or None. Raises ConfigError otherwise."""
-    from mezzotint.sampling.schedulers import SPACINGS
+    from mezzotint.sampling.spacings import SPACINGS
 
     if spacing is not None and spacing not in SPACINGS:
         raise ConfigError(f"--spacing: there is no {spacing!r}; choose one of {', '.join(SPACINGS)}")

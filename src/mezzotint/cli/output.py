@@ -40,6 +40,7 @@ DONE = {  # of the verbs that phases begin with
     "measure": "measured",
     "sample": "sampled",
     "time": "timed",
+    "prepare": "prepared",
     "trace": "traced",
     "compile": "compiled",
     "tune": "tuned",

@@ -54,7 +54,7 @@ def sample_pairs(
     inputs: Inputs | None = None,
     progress: Progress | None = None,
 ) -> Pairs:
-    """Images of both models for the seeds seed ... seed + samples - 1. `progress` counts the images of both.
+    """Images of both models for the seeds seed ... seed + samples - 1. `progress` counts the steps of both.
 
     Args:
         sampler: None is `usual_sampler` of the quantized pipeline.
@@ -70,7 +70,7 @@ def sample_pairs(
     for half, pipeline in enumerate((float_pipeline, quantized_pipeline)):
         conditions.append(encode_conditions(pipeline, repeated(inputs, samples)))
         drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions[-1]}
-        images.append(sample(pipeline, seeds, **drawing, progress=_shifted(progress, half * samples, 2 * samples)))
+        images.append(sample(pipeline, seeds, **drawing, progress=_half(progress, half)))
     return Pairs(images[0], images[1], seed, sampler, time.perf_counter() - start, conditions[0])
 
 
@@ -113,8 +113,8 @@ def repeated(inputs: Inputs | None, count: int) -> list[Any] | None:
     return None if inputs is None else list(islice(cycle(inputs), count))
 
 
-def _shifted(progress: Progress | None, offset: int, total: int) -> Progress | None:
-    """The same progress, counted on from `offset` towards `total`."""
+def _half(progress: Progress | None, half: int) -> Progress | None:
+    """The same progress, over the first (0) or second (1) of two equal halves."""
     if progress is None:
         return None
-    return lambda done, _: progress(offset + done, total)
+    return lambda done, total: progress(half * total + done, 2 * total)

@@ -138,7 +138,7 @@ def evaluate(
         samples, seed: images of the seeds seed ... seed + samples - 1.
         sampler: None is the one that the quantized model was calibrated with.
         inputs: prompts or class labels, as `sample_pairs`; not with `pairs`, which have theirs.
-        progress: called with (images done, images in all), counting both models; not called when `pairs` are given.
+        progress: called with (steps of images done, in all), counting both models; not called when `pairs` are given.
         pairs: images from `sample_pairs` with the same samples, seed and sampler, so that a report can show the very
             images that were measured; None samples them here.
         resamples: bootstrap resamples of each interval.

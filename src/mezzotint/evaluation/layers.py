@@ -22,8 +22,8 @@ from mezzotint.evaluation.paired import sqnr_db
 from mezzotint.layers.spec import LayerSpec
 from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import predict_eps
+from mezzotint.sampling.ddim import DDIM
 from mezzotint.sampling.guidance import network_rows
-from mezzotint.sampling.schedulers import DDIM
 from mezzotint.sampling.trajectory import Shape, iterate
 
 LAYER_STEPS = 3  # of the sampler: first, middle, last

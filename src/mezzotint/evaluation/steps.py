@@ -32,8 +32,8 @@ from mezzotint.evaluation.paired import sqnr_db
 from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import device_of, predict_eps
 from mezzotint.sampling.correction import corrector_for
+from mezzotint.sampling.ddim import DDIM
 from mezzotint.sampling.guidance import combine, is_guided, network_rows
-from mezzotint.sampling.schedulers import DDIM
 from mezzotint.sampling.trajectory import Shape, iterate
 
 MEASURED_STEPS = 10

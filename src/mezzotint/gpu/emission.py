@@ -1,100 +1,30 @@
 """From rows to a module that runs: every step an operator of `kernels.triton`, every layer constants on the device.
 
-Reshapes between rows [B, P, C] and pictures [B, H, W, C] are views; weights are prepared once and shared by the graphs
-of all input shapes (`Constants`). What depends on no input, as the frequencies of the time embedding do, is computed
-here once.
+Reshapes between rows [B, P, C] and pictures [B, H, W, C] are views. What depends on no input, as the frequencies of the
+time embedding do, is computed here once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from mezzotint.errors import KernelError, ModelError
+from mezzotint.errors import ModelError
 from mezzotint.gpu import vocabulary
+from mezzotint.gpu.constants import Constants
 from mezzotint.gpu.int_attention import grids_of
 from mezzotint.gpu.vocabulary import Node
-from mezzotint.kernels.contract import Weighted
-from mezzotint.kernels.triton import Operand, conv2d_operand, linear_operand
+from mezzotint.kernels.triton import Operand
 from mezzotint.kernels.triton import attention as _attention  # noqa: F401 - defines the operators
 from mezzotint.kernels.triton import int_attention as _int_attention  # noqa: F401 - likewise
 from mezzotint.kernels.triton import shared_reading as _shared_reading  # noqa: F401 - likewise
-from mezzotint.layers.float_attention import OutputShift
-from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
-from mezzotint.layers.integer import IntConv2d
 
 _OPS = torch.ops.mezzotint
 _ATEN = torch.ops.aten
 _RESHAPE = _ATEN.reshape.default
-_NO_EDGES = [0, 0, 0, 0]
-
-
-class Constants:
-    """Operands of products by the layers they come from; made on first use, on the device of the layers.
-
-    Args:
-        shift: comes off the bias of the layer that it names.
-    """
-
-    def __init__(self, layers: Mapping[str, IntLayer], shift: OutputShift | None = None) -> None:
-        self.layers = layers
-        self._shift = shift
-        self._made: dict[Any, Operand] = {}
-
-    def operand(self, names: tuple[str, ...], edges: tuple[int, ...], geglu: bool) -> Operand:
-        """The operand of `names` side by side."""
-        key = (names, edges, geglu)
-        if key not in self._made:
-            try:
-                self._made[key] = self._make(names, edges, geglu)
-            except KernelError as error:
-                raise KernelError(f"{', '.join(names)}: {error}; call the network without optimize") from error
-        return self._made[key]
-
-    def nbytes(self) -> int:
-        """Bytes of all operands made so far."""
-        tensors = [value for o in self._made.values() for value in (o.weight, o.multiplier, o.correction, o.bias)]
-        return sum(value.nbytes for value in tensors if value is not None)
-
-    def _make(self, names: tuple[str, ...], edges: tuple[int, ...], geglu: bool) -> Operand:
-        first = self.layers[names[0]]
-        if isinstance(first, IntConv2d):
-            padding = first.geometry.padding
-            own = (padding[0], padding[0], padding[1], padding[1])
-            around: Any = tuple(a + b for a, b in zip(own, edges, strict=True))
-            bias = self._bias(names[0])
-            parts, whole = _weighted(first, bias), bias if first.groups else None
-            return conv2d_operand(parts, bias=whole, padding=around, bits=_stored_bits(first))
-        parts = [part for name in names for part in _weighted(self.layers[name], self._bias(name))]
-        return linear_operand(parts, bits=_stored_bits(first), geglu=geglu)
-
-    def _bias(self, name: str) -> Tensor | None:
-        layer = self.layers[name]
-        assert isinstance(layer, IntWeightedLayer)
-        if self._shift is None or self._shift.layer != name or layer.bias is None:
-            return layer.bias
-        return layer.bias - self._shift.tensor(layer.bias)
-
-
-def _stored_bits(layer: IntLayer) -> int:
-    assert isinstance(layer, IntWeightedLayer)
-    return 4 if layer.weight_grid.bits == 4 else 8
-
-
-def _weighted(layer: IntLayer, whole: Tensor | None) -> list[Weighted]:
-    """Constants of every group of input channels of `layer`; the bias `whole` where there is one group."""
-    assert isinstance(layer, IntWeightedLayer)
-    assert layer.spec.input is not None
-    weight, largest, groups = layer.weight_codes(), layer.spec.input.quant_max, layer.group_constants()
-    bias = whole if len(groups) == 1 else None
-    extra: dict[str, Any] = {"geometry": layer.geometry} if isinstance(layer, IntConv2d) else {}
-    return [
-        Weighted(weight[:, slice(*channels)].contiguous(), multiplier, bias, zero_point, largest, **extra)
-        for channels, _, zero_point, multiplier in groups
-    ]
 
 
 def emit(
@@ -160,12 +90,8 @@ class _Emitter:
                 continue
             name = str(node.target).removeprefix("network.")
             weight = _attribute(self.network, name).detach()
-            found.append(self.constant(_kept(self._kept, name, weight.float())))
+            found.append(self.constant(self.constants.norms.setdefault(name, weight.float())))
         return found
-
-    @property
-    def _kept(self) -> dict[str, Tensor]:
-        return self.constants.__dict__.setdefault("norms", {})
 
     def product(self, node: Node) -> Node:
         x_q, residual, names, picture, edges, *grid = node.args
@@ -281,10 +207,6 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
     if not isinstance(found, Tensor):
         raise ModelError(f"{name}: expected a tensor in the traced network, got {type(found).__name__}")
     return found
-
-
-def _kept(table: dict[str, Tensor], name: str, value: Tensor) -> Tensor:
-    return table.setdefault(name, value)
 
 
 _STEPS: dict[Any, Callable[[_Emitter, Node], Node]] = {

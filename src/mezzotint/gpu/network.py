@@ -24,8 +24,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, fx, nn
 
 from mezzotint.errors import ConfigError, ModelError
+from mezzotint.gpu.constants import Constants
 from mezzotint.gpu.costs import StepCost, step_costs
-from mezzotint.gpu.emission import Constants, emit
+from mezzotint.gpu.emission import emit
 from mezzotint.gpu.fusion import fuse_
 from mezzotint.gpu.int_attention import absorb_codes_, quantize_attention_
 from mezzotint.gpu.report import attention_reports, layer_report

@@ -1,43 +1,27 @@
-"""A traced network, told anew in rows: one walk over the graph, with what every value means beside what it is.
+"""A traced network, told anew in rows: one walk over the graph, with what every value means (`gpu.forms`).
 
-    form       meaning (its shape in the traced graph)    the node that holds it
-    plain      any shape                                  the same shape
-    picture    [B, C, H, W]                               rows [B, H W, C]
-    last       [B, H, W, C]                               rows [B, H W, C]
-    channels   [B, C, N]                                  rows [B, N, C]
-
-Permuting and reshaping between these changes the form and nothing else. What has no form of its own here (an average
-pooling, say) gets the tensor in the shape it had, as a view, and the graph goes on from its result.
+What a step becomes depends on the form of what it reads. What has no form of its own here (an average pooling, say)
+gets the tensor in the shape it had, as a view, and the graph goes on from its result.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from mezzotint.gpu import tracing, vocabulary
+from mezzotint.gpu.forms import PERMUTE, RESHAPE, Forms, Value
 from mezzotint.gpu.tracing import shape_of
 from mezzotint.gpu.vocabulary import Node
 from mezzotint.layers.int_base import IntLayer, IntWeightedLayer
 from mezzotint.layers.integer import IntConv2d
 
 _ATEN = torch.ops.aten
-_RESHAPE, _PERMUTE = _ATEN.reshape.default, _ATEN.permute.default
 _NO_EDGES = [0, 0, 0, 0]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A node of the new graph, the form it has, and H, W of a picture."""
-
-    node: Any
-    form: str = "plain"
-    picture: tuple[int, ...] = ()
 
 
 def to_rows(traced: fx.GraphModule, layers: Mapping[str, IntLayer]) -> fx.Graph:
@@ -50,11 +34,10 @@ def to_rows(traced: fx.GraphModule, layers: Mapping[str, IntLayer]) -> fx.Graph:
     return writer.graph
 
 
-class _Writer:
+class _Writer(Forms):
     def __init__(self, layers: Mapping[str, IntLayer]) -> None:
-        self.graph = fx.Graph()
+        super().__init__()
         self.layers = layers
-        self.values: dict[Node, Value] = {}
 
     def write(self, node: Node) -> None:
         """Adds what `node` becomes."""
@@ -68,39 +51,6 @@ class _Writer:
             value = node.meta.get("val")
             copied.meta["rows"] = None if value is None else tuple(value.shape)
             self.values[node] = Value(copied)
-
-    def call(self, target: Any, args: tuple[Any, ...], shape: Sequence[int]) -> Node:
-        """A new node whose result has this shape."""
-        node = self.graph.call_function(target, args)
-        node.meta["rows"] = tuple(shape)
-        return node
-
-    def reshape(self, node: Node, shape: Sequence[int]) -> Node:
-        """`node` in another shape; a reshape of a reshape is one, and none if the shape is what it was."""
-        source = node.args[0] if node.target is _RESHAPE else node
-        return source if source.meta["rows"] == tuple(shape) else self.call(_RESHAPE, (source, list(shape)), shape)
-
-    def plain(self, node: Node) -> Node:
-        """The value of traced `node` in the shape it had there."""
-        value = self.values[node]
-        if value.form == "plain":
-            return value.node
-        shape, rows = list(shape_of(node)), value.node
-        if value.form == "last":
-            return self.reshape(rows, shape)
-        order = [0, 3, 1, 2] if value.form == "picture" else [0, 2, 1]
-        if value.form == "picture":
-            rows = self.reshape(rows, [shape[0], *shape[2:], shape[1]])
-        return self.call(_PERMUTE, (rows, order), shape)
-
-    def as_picture(self, node: Node) -> Node:
-        """Rows of the traced [B, C, H, W] `node`."""
-        value = self.values[node]
-        if value.form == "picture":
-            return value.node
-        b, c, h, w = shape_of(node)
-        last = self.call(_PERMUTE, (self.plain(node), [0, 2, 3, 1]), (b, h, w, c))
-        return self.reshape(last, (b, h * w, c))
 
     def codes(self, x: Node, layer: IntWeightedLayer) -> Node:
         """Codes of rows `x` for `layer`, each of its groups of input channels on its own grid."""
@@ -197,38 +147,6 @@ class _Writer:
         rows = self.call(vocabulary.PAD, args, (shape[0], shape[2] * shape[3], shape[1]))
         return Value(rows, "picture", tuple(shape[2:]))
 
-    def _permute(self, node: Node) -> Value:
-        x, dims = node.args[0], list(shape_of(node.args[0]))
-        order = _order(node, len(dims))
-        value = self.values[x]
-        if order == list(range(len(dims))):
-            return value
-        if value.form == "picture" and order == [0, 2, 3, 1]:
-            return Value(value.node, "last", value.picture)
-        if value.form == "last" and order == [0, 3, 1, 2]:
-            return Value(value.node, "picture", value.picture)
-        if value.form == "channels" and order == [0, 2, 1]:
-            return Value(value.node)
-        if value.form == "plain" and order == [0, 2, 1]:
-            return Value(value.node, "channels")
-        if value.form == "plain" and order == [0, 3, 1, 2]:
-            b, h, w, c = dims
-            return Value(self.reshape(value.node, (b, h * w, c)), "picture", (h, w))
-        return Value(self.call(_PERMUTE, (self.plain(x), order), shape_of(node)))
-
-    def _reshape(self, node: Node) -> Value:
-        x, shape = node.args[0], tuple(shape_of(node))
-        value, before = self.values[x], tuple(shape_of(x))
-        if shape == before:
-            return value
-        if value.form == "picture" and shape == (*before[:2], before[2] * before[3]):
-            return Value(value.node, "channels", value.picture)
-        if value.form == "channels" and len(shape) == 4 and shape[:2] == before[:2]:
-            return Value(value.node, "picture", shape[2:])
-        if value.form == "last" and shape == (before[0], before[1] * before[2], before[3]):
-            return Value(value.node)
-        return Value(self.reshape(self.plain(x), shape))
-
     def _chunk(self, node: Node) -> Value:
         """Nothing yet: `_getitem` takes the runs of channels."""
         x, axis = node.args[0], (*node.args, 0)[2]
@@ -295,15 +213,6 @@ class _Writer:
         return Value(copied)
 
 
-def _order(node: Node, dims: int) -> list[int]:
-    """The order of axes that a permute or transpose makes."""
-    if node.target is _PERMUTE:
-        return [axis % dims for axis in node.args[1]]
-    order, (a, b) = list(range(dims)), (axis % dims for axis in node.args[1:3])
-    order[a], order[b] = order[b], order[a]
-    return order
-
-
 _HANDLERS: dict[Any, Callable[[_Writer, Node], Value]] = {
     tracing.CONV2D: _Writer._conv2d,
     tracing.LINEAR: _Writer._linear,
@@ -317,14 +226,14 @@ _HANDLERS: dict[Any, Callable[[_Writer, Node], Value]] = {
     _ATEN.upsample_nearest2d.default: _Writer._upsample,
     _ATEN.pad.default: _Writer._pad,
     _ATEN.constant_pad_nd.default: _Writer._pad,
-    _PERMUTE: _Writer._permute,
-    _ATEN.transpose.int: _Writer._permute,
-    _RESHAPE: _Writer._reshape,
-    _ATEN.view.default: _Writer._reshape,
-    _ATEN.flatten.using_ints: _Writer._reshape,
-    _ATEN.unflatten.int: _Writer._reshape,
-    _ATEN.unsqueeze.default: _Writer._reshape,
-    _ATEN.squeeze.dim: _Writer._reshape,
+    PERMUTE: _Writer.permuted,
+    _ATEN.transpose.int: _Writer.permuted,
+    RESHAPE: _Writer.reshaped,
+    _ATEN.view.default: _Writer.reshaped,
+    _ATEN.flatten.using_ints: _Writer.reshaped,
+    _ATEN.unflatten.int: _Writer.reshaped,
+    _ATEN.unsqueeze.default: _Writer.reshaped,
+    _ATEN.squeeze.dim: _Writer.reshaped,
     _ATEN.contiguous.default: _Writer._identity,
     _ATEN.clone.default: _Writer._identity,
     _ATEN.alias.default: _Writer._identity,

@@ -61,7 +61,7 @@ from mezzotint.models.units import layers_by_role
 from mezzotint.progress import Progress
 from mezzotint.reconstruction.paired import PairedTrajectories
 from mezzotint.sampling.correction import eps_factors
-from mezzotint.sampling.schedulers import DDIM
+from mezzotint.sampling.ddim import DDIM
 
 SHARES = (1.0, 0.5, 0.0)  # of b
 COMPARED = 32  # trajectories that choose the share; those of (4) are the batches that they begin in

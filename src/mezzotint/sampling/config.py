@@ -16,7 +16,7 @@ class SamplerConfig(BaseModel):
     Attributes:
         kind: a key of `mezzotint.sampling.schedulers.SCHEDULERS`.
         steps: steps a trajectory; PLMS calls the network once more than that.
-        spacing: a key of `mezzotint.sampling.schedulers.SPACINGS`; PLMS is for uniform times only.
+        spacing: a key of `mezzotint.sampling.spacings.SPACINGS`; PLMS is for uniform times only.
         eta: 0 is deterministic DDIM, 1 adds as much noise as DDPM; PLMS has none.
         guidance_scale: s of classifier-free guidance, eps_u + s (eps_c - eps_u); 1 is without. Unconditional models
             take no notice of it.

@@ -41,7 +41,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mezzotint.sampling.schedulers import DDIM
+from mezzotint.sampling.ddim import DDIM
 
 logger = logging.getLogger("mezzotint")
 

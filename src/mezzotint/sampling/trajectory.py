@@ -35,9 +35,10 @@ from mezzotint.models.decoding import decode_latents, image_shape
 from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.correction import corrector_for
+from mezzotint.sampling.ddim import DDIM
 from mezzotint.sampling.defaults import default_sampler
 from mezzotint.sampling.replay import eps_of
-from mezzotint.sampling.schedulers import DDIM, make_scheduler
+from mezzotint.sampling.schedulers import make_scheduler
 
 Shape = tuple[int, int, int]
 Device = str | torch.device
@@ -122,8 +123,8 @@ def sample(
         sampler: None is `default_sampler(pipeline)`.
         conditions: from `mezzotint.models.conditioning.encode_conditions`, a row for each seed.
         device: where to compute; None is where the network lies.
-        progress: called with (images done, images in all), counting the steps of unfinished ones as parts of images;
-            first with (0, images in all), before the network is called.
+        progress: called with (steps done, steps in all), where every image has its own; first with (0, steps in all),
+            before the network is called.
         callback: called after every step with the rows of the batch and its State.
 
     Raises:
@@ -184,17 +185,18 @@ def _latent_batches(
     _check_pipeline(pipeline, conditions, len(seeds))
     sampler = sampler or default_sampler(pipeline)
     network, shape, scheduler = network_of(pipeline), sample_shape(pipeline), make_scheduler(pipeline, sampler)
-    total, steps = len(seeds), len(scheduler.times)
+    done, total = 0, len(seeds) * len(scheduler.times)
     drawing: dict[str, Any] = {"shape": shape, "guidance_scale": sampler.guidance_scale, "device": device}
     drawing["replay"] = True
     if progress is not None and total:
         progress(0, total)
-    for rows in _batches(total, batch_size):
+    for rows in _batches(len(seeds), batch_size):
         for state in iterate(network, scheduler, seeds[rows], conditions=_rows(conditions, rows), **drawing):
             if callback is not None:
                 callback(rows, state)
+            done += rows.stop - rows.start
             if progress is not None:
-                progress(rows.start + (rows.stop - rows.start) * (state.step + 1) // steps, total)
+                progress(done, total)
         yield rows, state.x_prev
 
 
