@@ -70,7 +70,8 @@ def plans_of(networks: list[str], most: dict[int, int], word: str) -> list[Plan]
     Of candidates, `most` (for every number of bits) whose names have `word`, or any where none has it.
     """
     from mezzotint.kernels.triton.choice import device_of
-    from mezzotint.kernels.triton.tuning import candidates, predicted, shipped
+    from mezzotint.kernels.triton.tables import shipped
+    from mezzotint.kernels.triton.tuning import candidates, predicted
 
     units, plans, seen = torch.cuda.get_device_properties(0).multi_processor_count, [], set()
     known = shipped(device_of(torch.device("cuda", 0)).family)

@@ -24,7 +24,7 @@ from mezzotint.kernels.triton import (
     launch,
     launch_norms,
     linear_operand,
-    tuning,
+    tables,
 )
 from mezzotint.kernels.triton.check import Check
 from mezzotint.kernels.triton.operands import pack_nibbles, unpack_nibbles
@@ -292,9 +292,9 @@ def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Problem]:
     monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path))
     monkeypatch.setattr(choice, "_can_measure", lambda place: True)
     monkeypatch.setattr(choice, "_CHOSEN", {})
-    tuning.cached.cache_clear()
+    tables.cached.cache_clear()
     yield replace(problems()[0], width=777, out_width=777)
-    tuning.cached.cache_clear()
+    tables.cached.cache_clear()
 
 
 def test_an_unknown_shape_is_tuned_once_and_kept(tuned: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,12 +315,24 @@ def test_an_unknown_shape_is_tuned_once_and_kept(tuned: Problem, monkeypatch: py
     assert measured == order[: choice.TRIED]
     assert best == measured[-1]
     monkeypatch.setattr(choice, "_CHOSEN", {})
-    tuning.cached.cache_clear()
+    tables.cached.cache_clear()
     with choice.telling_of_tuning(lambda: told.append("tuned")):
         assert choice.launch_best(problem, place, Tries(), right) == best
     assert told == ["tuned"]
     assert len(measured) == choice.TRIED
     assert not compile_kernels(lambda: choice.launch_best(problem, place, Tries(), right), threads=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"a": {"kernel": "gone", "bm": 1, "bn": 1, "bk": 1}, "b": 3, "c": {"bm": 1}}']
+)
+def test_a_cache_of_another_version_is_tuned_anew(tuned: Problem, text: str) -> None:
+    path = tables.cache_path("cpu")
+    path.write_text(text)
+    assert tables.cached("cpu") == {}
+    tables.remember("cpu", tuned.key, Config("tiled", 128, 64, 64))
+    tables.cached.cache_clear()
+    assert tables.cached("cpu") == {tuned.key: Config("tiled", 128, 64, 64)}
 
 
 def test_what_computes_something_else_is_not_timed(
@@ -351,7 +363,7 @@ def test_what_only_compiles_chooses_nothing(tuned: Problem) -> None:
     assert unknown == {tuned.key}
     assert attempt.tried == candidates(tuned, 4)[: choice.TRIED]
     assert not choice._CHOSEN
-    assert not tuning.cached("cpu")
+    assert not tables.cached("cpu")
 
 
 @pytest.mark.parametrize("kind", ["float", "codes", "geglu"])

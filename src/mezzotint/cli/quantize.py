@@ -80,8 +80,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="NUMBERS",
-            help="Classes to calibrate a class-conditional model on: 0,2,4 or 0..9. Evaluate on others; for a model that "
-            "will be used, name all of them.",
+            help="Classes to calibrate a class-conditional model on: 0,2,4 or 0..9. Evaluate on others; for a model "
+            "that will be used, name all of them.",
             show_default="even ones; odd ones are evaluated",
             rich_help_panel=options.METHOD,
         ),

@@ -23,7 +23,8 @@ from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
 from mezzotint.errors import KernelError
-from mezzotint.kernels.triton.tuning import SHARED, Config, Problem, cached, candidates, refuses, remember, shipped
+from mezzotint.kernels.triton.tables import cached, remember, shipped
+from mezzotint.kernels.triton.tuning import SHARED, Config, Problem, candidates, refuses
 
 Attempt = Callable[[Config], None]
 Wrong = Callable[[Config], str | None]

@@ -1,22 +1,17 @@
-"""Which tile a product runs with: a table for known shapes, a model of the time for others, a tuner.
+"""Which tiles a product may run with, in the order of a model of their time.
 
     Problem   what a product is, as far as its speed depends on it; `key` is its name in a table
     Config    how it runs: kernel, tile, warps, stages, splits of K
 
-The order of a look-up: the table shipped for the device, the user's cache, the model's best; see `choice`.
+The order of a look-up: the table shipped for the device, the user's cache (`tables`), the model's best; see `choice`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import resources
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal["float", "codes", "geglu"]
 
@@ -277,36 +272,3 @@ def _splits(problem: Problem, config: Config, multiprocessors: int) -> list[int]
     if problem.groups or tiles * 2 > multiprocessors:
         return [1]
     return [s for s in (1, 2, 3, 4, 6, 8, 12, 16) if s == 1 or (steps >= 4 * s and tiles * s <= 2 * multiprocessors)]
-
-
-@cache
-def shipped(family: str) -> dict[str, Config]:
-    """The table that is installed with the package for GPUs of this family ("sm_90 132": of 132 multiprocessors)."""
-    source = resources.files("mezzotint.kernels.triton").joinpath("configurations.json")
-    tables: dict[str, dict[str, dict[str, Any]]] = json.loads(source.read_text()) if source.is_file() else {}
-    return {key: Config(**fields) for key, fields in tables.get(family, {}).items()}
-
-
-@cache
-def cached(device: str) -> dict[str, Config]:
-    """What was tuned on this machine before; see `remember`."""
-    path = cache_path(device)
-    return {k: Config(**v) for k, v in json.loads(path.read_text()).items()} if path.is_file() else {}
-
-
-def cache_path(device: str) -> Path:
-    """The file of tuned configurations: $MEZZOTINT_CACHE, or ~/.cache/mezzotint."""
-    root = os.environ.get("MEZZOTINT_CACHE") or Path.home() / ".cache" / "mezzotint"
-    return Path(root) / f"products-{''.join(c if c.isalnum() else '-' for c in device)}.json"
-
-
-def remember(device: str, key: str, config: Config) -> None:
-    """Adds a tuned configuration to the cache, in memory and in its file."""
-    table, path = cached(device), cache_path(device)
-    if path.is_file():  # another process may have added to it
-        table |= {k: Config(**v) for k, v in json.loads(path.read_text()).items()}
-    table[key] = config
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({k: asdict(v) for k, v in sorted(table.items())}, indent=1))
-    draft.replace(path)
