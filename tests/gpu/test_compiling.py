@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="the extra 'gpu' is not installed")
-from triton.runtime._async_compile import active_mode  # noqa: E402
+from triton.runtime._async_compile import active_mode
 
-import mezzotint.gpu.compiling as compiling  # noqa: E402
-from mezzotint.errors import KernelError  # noqa: E402
-from mezzotint.gpu.compiling import compile_kernels, prepare_kernels  # noqa: E402
-from phases import Told  # noqa: E402
+import mezzotint.gpu.compiling as compiling
+from mezzotint.errors import KernelError
+from mezzotint.gpu.compiling import compile_kernels, prepare_kernels
+from phases import Told
 
 
 def ask(*names: str) -> None:
