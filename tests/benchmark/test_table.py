@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from benchmark_rows import make_row
 from mezzotint.benchmark.columns import FD, PSNR, SAMPLER, SECONDS, columns_of, score_column
-from mezzotint.benchmark.row import Row, Told
+from mezzotint.benchmark.row import USUAL_SOURCE, Row, Told
 from mezzotint.benchmark.table import Change, Stat, effect_blocks, recipe_blocks, within_spread
 from mezzotint.benchmark.verdict import verdict
 
@@ -209,3 +210,23 @@ def test_the_headline_says_where_single_images_disagree_with_sets() -> None:
     same = [make_row("q-diffusion", fd=2.0, **far), make_row(fd=1.0, **far)]
     assert "PSNR" not in verdict(same).headline
     assert "disagree" not in " ".join(verdict(same).sentences)
+
+
+def test_who_calibrated_on_what_is_drawn_stands_apart_but_for_that_change_itself() -> None:
+    told = Told(source=USUAL_SOURCE, count=4, sha256="")
+
+    def seeing(recipe: str, told: Told | None = told, **changes: Any) -> Row:
+        row = make_row(recipe, told=told, **changes)
+        return row.model_copy(update={"config": {**row.config, "condition_split": "evaluation"}})
+
+    others, seen = recipe_blocks([make_row("q-diffusion", told=told), make_row(told=told), seeing("eda-dm-official")])
+    assert [line.name for line in others.lines] == ["q-diffusion", "eda-dm"]
+    assert [line.name for line in seen.lines] == ["eda-dm-official"]
+    assert (others.setting, seen.setting) == ("calibrated on others than are drawn", "calibrated on what is drawn")
+    (alone,) = recipe_blocks([make_row(told=None), seeing("eda-dm-official", told=None)])  # unconditional
+    assert not alone.setting
+    mine = Told(source="mine.txt", count=4, sha256="1")
+    assert len(recipe_blocks([make_row(told=mine), seeing("eda-dm-official", told=mine)])) == 1
+    change = seeing("eda-dm", variant="conditions", kind="difference", note="calibrates on what is drawn")
+    (effect,) = effect_blocks([make_row(told=told), change, seeing("eda-dm-official")], "difference")
+    assert [line.first.variant for line in effect.lines] == ["", "conditions", ""]

@@ -7,7 +7,7 @@ from benchmark_rows import make_cost, make_row
 from mezzotint.benchmark.fields import effect_field, number_text, stat_field, stat_text
 from mezzotint.benchmark.markup import latex, markdown, tex
 from mezzotint.benchmark.names import missing_cells
-from mezzotint.benchmark.row import USUAL_SOURCE, Row, Told
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.table import Change, Stat
 from mezzotint.benchmark.text import tables
 
@@ -172,21 +172,3 @@ def test_names_in_brackets_are_explained() -> None:
         "emoji w4a8 eda-dm seed 9 (nodrift, no FBR): block losses alone (gamma 0); beside the options of 'nodrift'",
         "emoji w4a8 eda-dm seed 9 (riddle): named with --variant; no finished cell says what it changes",
     ]
-
-
-def test_a_recipe_that_calibrates_on_what_is_drawn_is_named_beside_others() -> None:
-    told = Told(source=USUAL_SOURCE, count=4, sha256="")
-    saw = "warning: eda-dm-official calibrated on the very prompts or classes"
-
-    def official(told: Told | None) -> Row:
-        row = make_row("eda-dm-official", told=told)
-        return row.model_copy(update={"config": {**row.config, "condition_split": "evaluation"}})
-
-    def said(*rows: Row) -> bool:
-        return any(note.startswith(saw) for note in tables(rows)[0].notes)
-
-    assert said(official(told), make_row(told=told))
-    assert not said(official(told))  # nobody beside it is worse off
-    assert not said(official(None), make_row())  # unconditional
-    mine = Told(source="mine.txt", count=4, sha256="1")
-    assert not said(official(mine), make_row(told=mine))

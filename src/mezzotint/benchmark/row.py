@@ -194,6 +194,12 @@ class Row(BaseModel):
         return "" if self.told is None or self.told.source == USUAL_SOURCE else self.told.sha256
 
     @property
+    def saw_drawn(self) -> bool:
+        """Whether it calibrated on the very prompts or classes that its images show."""
+        usual = self.told is not None and self.told.source == USUAL_SOURCE and self.config.get("conditions") is None
+        return usual and self.options.get("condition_split") == "evaluation"
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """Equal for two rows of one cell."""
         drawn = (self.arithmetic, self.attention)

@@ -11,7 +11,9 @@ figures had nothing to do with each other; they come from the same seeds of imag
 
 Rows of one name that differ in more than the seed are lines of their own, named by what differs; lines are compared
 with each other where they were judged on the same images: one float model, sampler, and list of prompts, drawn by
-networks that compute the same (`Row.computes`: what is deployed stands apart).
+networks that compute the same (`Row.computes`: what is deployed stands apart). Recipes that calibrated on the prompts
+or classes that are drawn are compared among themselves; a changed recipe with its whole one, also where that is the
+change.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from mezzotint.recipes.registry import RECIPES
 
 SAMPLER_PART = "sampler."
 MOST_OPTIONS = 3  # in a name
+SAW = {False: "calibrated on others than are drawn", True: "calibrated on what is drawn"}
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,20 @@ def lines_of(rows: Iterable[Row], kinds: Sequence[Kind]) -> list[Line]:
 
 
 def recipe_blocks(rows: Sequence[Row]) -> list[Block]:
-    """Recipes side by side: a block for every model, bit setting and number of images."""
-    return _blocks(lines_of(rows, ("recipe",)))
+    """Recipes side by side: a block for every model, bit setting and number of images.
+
+    Who calibrated on the very prompts or classes that are drawn stands apart from who did not (`Row.saw_drawn`).
+    """
+    lines = lines_of(rows, ("recipe",))
+    blocks = []
+    for block in _blocks(lines):
+        others = [line.first.saw_drawn for line in lines if line.first.model == block.model]
+        for saw in sorted(set(others)):
+            found = tuple(line for line in block.lines if line.first.saw_drawn == saw)
+            words = [block.setting, SAW[saw] if len(set(others)) > 1 else ""]
+            if found:
+                blocks.append(replace(block, lines=found, setting=", ".join(filter(None, words))))
+    return blocks
 
 
 def effect_blocks(rows: Sequence[Row], kind: Kind) -> list[Block]:

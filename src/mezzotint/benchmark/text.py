@@ -12,7 +12,7 @@ from mezzotint.benchmark.costs import cost_tables
 from mezzotint.benchmark.fields import MISSING, Field, TextTable, effect_field, heading, number_text, stat_field
 from mezzotint.benchmark.names import variant_notes
 from mezzotint.benchmark.plan import OURS, RELEASED
-from mezzotint.benchmark.row import USUAL_SOURCE, Row
+from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.table import Block, Line, effect_blocks, recipe_blocks
 
 EFFECTS = (SQNR, SAMPLER, PSNR, LPIPS, FD)  # columns of the tables of changes, beside scores
@@ -213,17 +213,4 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.refused
     ]
-    return [f"{WARNING}{word}" for word in dict.fromkeys([*_who_saw(rows), *words])]
-
-
-def _who_saw(rows: Sequence[Row]) -> list[str]:
-    """Which rows calibrated on the prompts or classes that were drawn, where others did not."""
-    told = [row for row in rows if row.told is not None and row.told.source == USUAL_SOURCE]
-    seen = dict.fromkeys(_name(row) for row in told if row.config["condition_split"] == "evaluation")
-    if not seen or all(row.config["condition_split"] == "evaluation" for row in told):
-        return []
-    return [f"{', '.join(seen)} calibrated on the very prompts or classes that are drawn here, the others on others"]
-
-
-def _name(row: Row) -> str:
-    return f"{row.recipe} ({row.variant})" if row.variant else row.recipe
+    return [f"{WARNING}{word}" for word in dict.fromkeys(words)]
