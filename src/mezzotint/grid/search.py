@@ -38,7 +38,7 @@ def search_symmetric(
 ) -> Float[Tensor, "r"]:
     """Scale of every row's best range [-c, c], or [0, c] for an unsigned grid with zero point 0.
 
-    A row of zeros gets the scale `SMALLEST_SCALE`, which keeps zero exact and every division finite.
+    A row of zeros gets a positive scale of at most `SMALLEST_SCALE`, which keeps zero exact and every division finite.
     """
     one_sided = not spec.signed and zero_point == 0
     width = 1.0 if one_sided else 2.0
