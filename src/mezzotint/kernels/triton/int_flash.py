@@ -27,11 +27,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton import knobs
 
 from mezzotint.kernels.triton.epilogue import power_of_2, quantized
 
-_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 _NEVER = tl.constexpr(-0x800000)  # the bits of minus infinity
 
 
@@ -114,7 +112,7 @@ def attend_codes(
         scores = _scores(q1, q2, k, first, 0, K1, K2, KEYS, MAGIC)
         highest = tl.max(scores, 1)
         e = _exponentials(scores, highest, factor)
-        p = _probabilities(e, 1.0 / (tl.sum(e, 1) * p_step), p_base, p_most, QUERIES, KEYS, ODD, CLAMP)
+        p = _probabilities(e, tl.div_rn(1.0, tl.sum(e, 1) * p_step), p_base, p_most, QUERIES, KEYS, ODD, CLAMP)
         y1 = tl.dot(p, tl.trans(_values(v, 0, c1, padded, KEYS)), y1, out_dtype=tl.int32)
         if V2 > 0:
             y2 = tl.dot(p, tl.trans(_values(v, 0, c2, padded, KEYS)), y2, out_dtype=tl.int32)
@@ -125,9 +123,9 @@ def attend_codes(
             scores = _scores(q1, q2, k, first, start, K1, K2, KEYS, MAGIC)
             higher = tl.maximum(highest, tl.max(scores, 1))
             e = _exponentials(scores, higher, factor)
-            total = total * power_of_2(highest * factor - higher * factor) + tl.sum(e, 1)
+            total = total * power_of_2((highest - higher) * factor) + tl.sum(e, 1)
             highest = higher
-        weight = 1.0 / (total * p_step)
+        weight = tl.div_rn(1.0, total * p_step)
         for start in tl.range(0, keys, KEYS):
             scores = _scores(q1, q2, k, first, start, K1, K2, KEYS, MAGIC)
             e = _exponentials(scores, highest, factor)
@@ -170,11 +168,8 @@ def _scores(
 
 @triton.jit
 def _exponentials(scores, highest, factor):
-    """2**((scores - highest) * factor). What highest * factor is rounded by is the same for a whole row."""
-    if _INTERPRETED:  # where a multiply-add is two roundings
-        return power_of_2((scores - highest[:, None]) * factor)
-    else:
-        return power_of_2(tl.fma(scores, factor, -(highest * factor)[:, None]))
+    """2**((scores - highest) * factor), 1 for the largest: a multiply-add would leave what highest * factor loses."""
+    return power_of_2((scores - highest[:, None]) * factor)
 
 
 @triton.jit
