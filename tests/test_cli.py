@@ -160,7 +160,9 @@ def test_quantize_names_its_folder_after_model_and_bits(model: str, elsewhere: P
 
 def test_sample_writes_an_image_for_every_seed(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sample", artifact, "-o", "images", "--seeds", "0..2,7", "--steps", "3", "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("sampled in ")  # pixels need no decoding
+    answer = json.loads(out)
     assert answer["seeds"] == [0, 1, 2, 7]
     names = {path.name for path in Path("images").iterdir()}
     assert names == {"seed-00000.png", "seed-00001.png", "seed-00002.png", "seed-00007.png", "grid.png"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_every_family_is_drawn_in_its_own_way(name: str, models: dict[str, str],
         assert image.size == ((32, 32) if "vqvae" in [path.name for path in Path(models[name]).iterdir()] else (64, 64))
     assert (found["conditions"] is not None) == (name in CONDITIONAL)
     assert Path("images/images.json").exists() == (name in CONDITIONAL)
+
+
+def test_decoding_is_told_apart_from_sampling(
+    models: dict[str, str], answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["sample", models["ldm-vq"], "--seeds", "0..2", "--steps", "2"]) == 0
+    _, sampled, decoded = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"sampled in [\d.]+ s \(6 steps\)", sampled)
+    assert re.fullmatch(r"decoded images in [\d.]+ s \(3 steps\)", decoded)
 
 
 def test_prompts_go_round_and_stand_beside_the_images(models: dict[str, str], answer: Answer) -> None:
@@ -120,7 +130,11 @@ SMALL = ["--recipe", "nearest", "--calib-size", "2", "--steps", "2", "--json"]
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_quantize_sample_compare(
-    name: str, models: dict[str, str], answer: Answer, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    models: dict[str, str],
+    answer: Answer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The artifact is drawn as it was calibrated, with its own prompts; what is compared never calibrated."""
     from mezzotint.recipes import registry
@@ -132,7 +146,10 @@ def test_quantize_sample_compare(
     assert (drawn["sampler"]["steps"], drawn["sampler"]["guidance_scale"]) == (2, 2.0)
     usual = drawn["conditions"]
     assert usual == ["a red apple"] * 2 if name == "sd" else all(int(label.split()[1]) % 2 for label in usual)
-    found = answer("compare", models[name], "quantized", "--samples", "2", "-o", "report.html", "--json")
+    assert run(["compare", models[name], "quantized", "--samples", "2", "-o", "report.html", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found, phases = json.loads(out), [line.partition(" in ")[0] for line in err.splitlines()]
+    assert phases[-3:] == ["sampled both models", "decoded both models", "measured"]
     assert found["conditions"] == usual
     assert found["sampler"]["guidance_scale"] == 2.0
     assert found["sqnr_db"] > 5

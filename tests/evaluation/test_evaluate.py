@@ -123,9 +123,8 @@ def test_images_too_small_for_ssim_say_so() -> None:
 
 def test_progress_counts_the_images_of_both_models() -> None:
     seen: list[tuple[int, int]] = []
-    sample_pairs(
-        tiny_pipeline(), tiny_pipeline(), samples=2, sampler=SamplerConfig(steps=1), progress=lambda *x: seen.append(x)
-    )
+    told: dict[str, Any] = {"progress": lambda *x: seen.append(x), "decode_progress": lambda *x: pytest.fail("pixels")}
+    sample_pairs(tiny_pipeline(), tiny_pipeline(), samples=2, sampler=SamplerConfig(steps=1), **told)
     assert seen[-1] == (4, 4)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert {total for _, total in seen} == {4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +13,21 @@ import pytest
 import torch
 
 from families import CONDITIONAL, FAMILIES, LATENT, tiny_ldm_class, tiny_sd
-from mezzotint.errors import ConfigError
+from mezzotint.errors import ConfigError, ModelError
 from mezzotint.evaluation.drawing import evaluation_inputs, sample_pairs, usual_sampler
 from mezzotint.evaluation.evaluate import evaluate
 from mezzotint.evaluation.report import render_report
 from mezzotint.evaluation.result import Evaluation
 from mezzotint.evaluation.steps import eps_sqnr
 from mezzotint.models.conditioning import condition_inputs, encode_conditions
-from mezzotint.models.decoding import decode_latents, image_shape
+from mezzotint.models.decoding import decode_latents, first_stage, image_shape
 from mezzotint.models.denoiser import predict_eps
+from mezzotint.progress import as_callback
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.defaults import default_sampler
 from mezzotint.sampling.schedulers import make_scheduler
 from mezzotint.sampling.trajectory import iterate, sample_latents
+from phases import Told
 
 SAMPLES = 3
 
@@ -51,6 +54,7 @@ def marked(pipeline: Any, **fields: Any) -> Any:
 @pytest.mark.parametrize("name", LATENT)
 def test_images_are_decoded_and_their_conditions_recorded(name: str) -> None:
     pipeline, other = FAMILIES[name](), rounded(name)
+    first_stage(other).decoder.conv_out.bias.add_(0.1)  # each model decodes with its own
     sampler = short(pipeline)
     drawing: dict[str, Any] = {"samples": SAMPLES, "seed": 4, "sampler": sampler, "batch_size": 2}
     pairs = sample_pairs(pipeline, other, **drawing)
@@ -66,6 +70,25 @@ def test_images_are_decoded_and_their_conditions_recorded(name: str) -> None:
     assert math.isfinite(found.sqnr_db)
     assert found.paired.psnr_mean.value < 60
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("drawn", [sample_pairs, evaluate])
+def test_images_of_both_models_are_decoded_in_one_phase(drawn: Callable[..., Any]) -> None:
+    told = Told()
+    progress = {"progress": as_callback(told, "sample both"), "decode_progress": as_callback(told, "decode both")}
+    pipeline = tiny_ldm_class()
+    drawn(pipeline, tiny_ldm_class(), samples=2, sampler=short(pipeline), batch_size=2, **progress)
+    assert told.words == [
+        *[("sample both", 12), 0, 2, 2, 2, 0, 2, 2, 2, "end"],
+        *[("decode both", 4), 0, 2, 0, 2, "end"],
+    ]
+
+
+def test_a_first_stage_that_is_missing_is_known_before_the_first_step() -> None:
+    whole, lacking = tiny_ldm_class(), tiny_ldm_class()
+    lacking.register_modules(vqvae=None)
+    with pytest.raises(ModelError, match="its vqvae is missing"):
+        sample_pairs(whole, lacking, samples=2, progress=lambda *p: pytest.fail("too late"))
 
 
 @pytest.mark.parametrize("name", LATENT)

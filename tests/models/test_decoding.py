@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from families import FAMILIES, LATENT, tiny_ldm_kl, tiny_ldm_vq
 from mezzotint.errors import ConfigError, ModelError
-from mezzotint.models.conditioning import encode_conditions
-from mezzotint.models.decoding import decode_latents, image_shape
+from mezzotint.models.conditioning import condition_inputs, encode_conditions
+from mezzotint.models.decoding import decode_latents, first_stage, image_shape
 from mezzotint.models.denoiser import sample_shape
+from mezzotint.progress import as_callback
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.trajectory import sample, sample_latents, start_noise
+from phases import Told
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -78,6 +81,32 @@ def test_half_precision_first_stages_give_float32_images(name: str) -> None:
     assert (images - exact).abs().mean() < 0.1
 
 
+@pytest.mark.parametrize("name", LATENT)
+def test_images_are_decoded_when_the_last_step_is_done(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of the decoder's own, one phase for all, which begins before the first."""
+    pipeline, told = FAMILIES[name](), Told()
+    stage = first_stage(pipeline)
+    monkeypatch.setattr(stage, "decode", decode_and_say(stage, told))
+    conditions = encode_conditions(pipeline, condition_inputs(pipeline, "evaluation", 18))
+    progress = {"progress": as_callback(told, "sample"), "decode_progress": as_callback(told, "decode images")}
+    sampler = SamplerConfig(steps=1, spacing="uniform")
+    images = sample(pipeline, range(18), sampler=sampler, batch_size=9, conditions=conditions, **progress)
+    decoded = [("decode images", 18), 0, "decode 16", 16, "decode 2", 2, "end"]
+    assert told.words == [("sample", 18), 0, 9, 9, "end", *decoded]
+    assert len(images) == 18
+
+
+def decode_and_say(stage: Any, told: Told) -> Any:
+    """`stage.decode`, each call of which is written down among what is told."""
+    decode = stage.decode
+
+    def said(z: Tensor, **options: Any) -> Any:
+        told.words.append(f"decode {len(z)}")
+        return decode(z, **options)
+
+    return said
+
+
 def test_what_cannot_be_decoded_is_named() -> None:
     pipeline: Any = tiny_ldm_vq()
     x = start_noise([1], (3, 8, 8))
@@ -85,6 +114,6 @@ def test_what_cannot_be_decoded_is_named() -> None:
         decode_latents(pipeline, x, batch_size=0)
     pipeline.register_modules(vqvae=None)
     with pytest.raises(ModelError, match="LDMPipeline: its vqvae is missing, so latents cannot be decoded"):
-        sample(pipeline, [1])
+        sample(pipeline, [1], progress=lambda *p: pytest.fail("too late"))
     latents = sample_latents(pipeline, [1], sampler=SamplerConfig(steps=2, spacing="uniform"))
     assert latents.shape == (1, 3, 8, 8)

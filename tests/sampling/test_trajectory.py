@@ -11,12 +11,13 @@ import torch
 from diffusers import DDIMPipeline
 from torch import Tensor
 
+from families import FAMILIES
 from mezzotint.errors import ConfigError
 from mezzotint.models.conditions import Conditions
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.ddim import DDIM
 from mezzotint.sampling.schedulers import make_scheduler
-from mezzotint.sampling.trajectory import State, iterate, record_at, sample, sample_batches, start_noise
+from mezzotint.sampling.trajectory import State, iterate, record_at, sample, start_noise
 from tiny import tiny_pipeline, tiny_unet
 
 SHAPE = (3, 16, 16)
@@ -215,12 +216,10 @@ def test_batches_cover_all_rows_and_tell_their_progress(pipeline: DDIMPipeline) 
     def note(rows: slice, state: State) -> None:
         seen.append((rows, state.step))
 
-    batches = sample_batches(
+    sample(
         pipeline, SEEDS, sampler=SamplerConfig(steps=4), batch_size=3, progress=lambda *p: told.append(p), callback=note
     )
-    rows = [rows for rows, images in batches if len(images) == rows.stop - rows.start]
-    assert rows == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert seen == [(part, step) for part in rows for step in range(4)]
+    assert seen == [(part, step) for part in (slice(0, 3), slice(3, 6), slice(6, 7)) for step in range(4)]
     assert told == [(done, 28) for done in (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 26, 27, 28)]
 
 
@@ -237,8 +236,14 @@ def test_progress_begins_before_the_network_is_called(pipeline: DDIMPipeline) ->
     assert told == [(0, 0, 4), (1, 2, 4), (2, 4, 4)]
 
 
+def test_pixels_are_not_decoded(pipeline: DDIMPipeline) -> None:
+    sample(pipeline, [1, 2], sampler=SamplerConfig(steps=1), decode_progress=lambda *p: pytest.fail(f"{p}"))
+
+
 def test_no_seeds_give_no_images(pipeline: DDIMPipeline) -> None:
-    assert sample(pipeline, [], progress=lambda *p: pytest.fail("nothing to tell")).shape == (0, *SHAPE)
+    nobody: dict[str, Any] = dict.fromkeys(("progress", "decode_progress"), lambda *p: pytest.fail("nothing to tell"))
+    assert sample(pipeline, [], **nobody).shape == (0, *SHAPE)
+    assert sample(FAMILIES["ldm-vq"](), [], **nobody).shape == (0, 3, 32, 32)
     x_t, t = record_at(pipeline.unet, make_scheduler(pipeline, 3), [], torch.tensor([], dtype=torch.int64), shape=SHAPE)
     assert (x_t.shape, t.shape) == ((0, *SHAPE), (0,))
 

@@ -64,7 +64,8 @@ def compare(
         b = inputs.load_artifact(quantized, place, progress)
         sampler, given = inputs.sampler_config(b, words), inputs.check_told(a, told)
         draw: dict[str, Any] = {"samples": samples, "seed": seed, "sampler": sampler, "batch_size": batch_size}
-        pairs = sample_pairs(a, b, **draw, inputs=given, progress=as_callback(progress, "sample both models"))
+        sampling, decoding = (as_callback(progress, f"{verb} both models") for verb in ("sample", "decode"))
+        pairs = sample_pairs(a, b, **draw, inputs=given, progress=sampling, decode_progress=decoding)
         progress.start("measure", 1)
         evaluation = evaluate(a, b, **draw, device=place, pairs=pairs)
         progress.advance()

@@ -39,6 +39,7 @@ DONE = {  # of the verbs that phases begin with
     "correct": "corrected",
     "measure": "measured",
     "sample": "sampled",
+    "decode": "decoded",
     "time": "timed",
     "prepare": "prepared",
     "trace": "traced",

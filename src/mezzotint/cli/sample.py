@@ -137,9 +137,9 @@ def draw_seeds(
     sampler, given = inputs.sampler_config(pipeline, words), inputs.check_told(pipeline, told)
     wanted = repeated(given, len(seeds)) if given is not None else condition_inputs(pipeline, "evaluation", len(seeds))
     conditions = encode_conditions(pipeline, wanted)
-    callback = as_callback(progress, "sample")
+    steps, decoding = as_callback(progress, "sample"), as_callback(progress, "decode images")
     drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
-    images = draw(pipeline, seeds, **drawing, progress=callback)
+    images = draw(pipeline, seeds, **drawing, progress=steps, decode_progress=decoding)
     return images, sampler, None if conditions is None else conditions.labels
 
 

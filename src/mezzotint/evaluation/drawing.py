@@ -17,10 +17,11 @@ from torch import Tensor
 from mezzotint.errors import ConfigError
 from mezzotint.models.conditioning import Inputs, condition_inputs, encode_conditions
 from mezzotint.models.conditions import Conditions
+from mezzotint.models.decoding import decode_latents, first_stage
 from mezzotint.models.denoiser import network_of
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.defaults import default_sampler
-from mezzotint.sampling.trajectory import sample
+from mezzotint.sampling.trajectory import sample_latents
 
 Progress = Callable[[int, int], None]
 
@@ -53,24 +54,30 @@ def sample_pairs(
     batch_size: int = 32,
     inputs: Inputs | None = None,
     progress: Progress | None = None,
+    decode_progress: Progress | None = None,
 ) -> Pairs:
-    """Images of both models for the seeds seed ... seed + samples - 1. `progress` counts the steps of both.
+    """Images of both models for the seeds seed ... seed + samples - 1.
 
     Args:
         sampler: None is `usual_sampler` of the quantized pipeline.
         inputs: prompts or class labels, image n gets input n, begun again where there are fewer; None is
             `evaluation_inputs`.
+        progress, decode_progress: as `mezzotint.sample`, counting both models: all steps, then all images.
     """
     if samples < 2:
         raise ConfigError(f"samples: an evaluation compares at least 2 images, got {samples}")
     sampler = sampler or usual_sampler(quantized_pipeline)
     inputs = evaluation_inputs(float_pipeline, quantized_pipeline, samples) if inputs is None else inputs
     seeds, start = list(range(seed, seed + samples)), time.perf_counter()
-    images, conditions = [], []
-    for half, pipeline in enumerate((float_pipeline, quantized_pipeline)):
+    both = (float_pipeline, quantized_pipeline)
+    for pipeline in both:
+        first_stage(pipeline)  # one that is missing is an error before the first step, not after the last
+    latents, conditions = [], []
+    for half, pipeline in enumerate(both):
         conditions.append(encode_conditions(pipeline, repeated(inputs, samples)))
         drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions[-1]}
-        images.append(sample(pipeline, seeds, **drawing, progress=_half(progress, half)))
+        latents.append(sample_latents(pipeline, seeds, **drawing, progress=_half(progress, half)))
+    images = [decode_latents(both[half], latents[half], progress=_half(decode_progress, half)) for half in (0, 1)]
     return Pairs(images[0], images[1], seed, sampler, time.perf_counter() - start, conditions[0])
 
 

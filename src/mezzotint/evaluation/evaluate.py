@@ -129,6 +129,7 @@ def evaluate(
     inputs: Inputs | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    decode_progress: Progress | None = None,
     pairs: Pairs | None = None,
     resamples: int = RESAMPLES,
 ) -> Evaluation:
@@ -138,7 +139,7 @@ def evaluate(
         samples, seed: images of the seeds seed ... seed + samples - 1.
         sampler: None is the one that the quantized model was calibrated with.
         inputs: prompts or class labels, as `sample_pairs`; not with `pairs`, which have theirs.
-        progress: called with (steps of images done, in all), counting both models; not called when `pairs` are given.
+        progress, decode_progress: as `sample_pairs`; not called when `pairs` are given.
         pairs: images from `sample_pairs` with the same samples, seed and sampler, so that a report can show the very
             images that were measured; None samples them here.
         resamples: bootstrap resamples of each interval.
@@ -148,7 +149,8 @@ def evaluate(
     quantized_pipeline.to(device)
     if pairs is None:
         drawing: dict[str, Any] = {"samples": samples, "seed": seed, "sampler": sampler, "batch_size": batch_size}
-        pairs = sample_pairs(float_pipeline, quantized_pipeline, **drawing, inputs=inputs, progress=progress)
+        drawing |= {"inputs": inputs, "progress": progress, "decode_progress": decode_progress}
+        pairs = sample_pairs(float_pipeline, quantized_pipeline, **drawing)
     elif inputs is not None:
         raise ConfigError("inputs: the images of `pairs` were drawn already; give the inputs to sample_pairs")
     _check_pairs(pairs, samples, seed, sampler)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,18 +25,34 @@ DECODE_BATCH = 16  # a decoder needs far more memory for an image than the denoi
 
 
 def decode_latents(
-    pipeline: DiffusionPipeline, x: Float[Tensor, "n c h w"], batch_size: int = DECODE_BATCH
+    pipeline: DiffusionPipeline,
+    x: Float[Tensor, "n c h w"],
+    batch_size: int = DECODE_BATCH,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "n c2 h2 w2"]:
-    """Images of latents in [-1, 1], where the first stage lies; of a pixel model's samples, the samples clipped."""
+    """Images of latents in [-1, 1], on the CPU; of a pixel model's samples, the samples clipped.
+
+    Args:
+        progress: called with (images decoded, images in all), first before the decoder is called; not called where
+            there is nothing to decode.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
     stage = first_stage(pipeline)
     if stage is None:
-        return x.clamp(-1, 1)
+        return x.clamp(-1, 1).cpu()
     if len(x) == 0:
         return torch.empty((0, *image_shape(pipeline)))
-    scale = first_stage_scale(stage)
-    return torch.cat([_decode(stage, part / scale) for part in x.split(batch_size)])
+    scale, images, done = first_stage_scale(stage), [], 0
+    if progress is not None:
+        progress(0, len(x))
+    for part in x.split(batch_size):
+        images.append(_decode(stage, part.to(device_of(stage)) / scale).cpu())
+        done += len(part)
+        if progress is not None:
+            progress(done, len(x))
+    return torch.cat(images)
 
 
 def image_shape(pipeline: DiffusionPipeline) -> tuple[int, int, int]:

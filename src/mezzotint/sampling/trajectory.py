@@ -14,7 +14,8 @@ when it is given a list of generators.
                                     network has a correction (`mezzotint.sampling.correction`)
     x_prev   float32  [B, C, H, W]  sample after the step
 
-Conditions are rows in the order of the seeds. Latent models are sampled in latents and decoded batch by batch.
+Conditions are rows in the order of the seeds. Latent models are sampled in latents; decoding begins when
+the last of them is there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from mezzotint.errors import ConfigError
 from mezzotint.models.conditioning import conditioning_kind
 from mezzotint.models.conditions import Conditions
-from mezzotint.models.decoding import decode_latents, image_shape
+from mezzotint.models.decoding import decode_latents, first_stage
 from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.correction import corrector_for
@@ -115,6 +116,7 @@ def sample(
     conditions: Conditions | None = None,
     device: Device | None = None,
     progress: Progress | None = None,
+    decode_progress: Progress | None = None,
     callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Images in [-1, 1] on the CPU, row n from seeds[n]; those of latent models decoded.
@@ -125,32 +127,16 @@ def sample(
         device: where to compute; None is where the network lies.
         progress: called with (steps done, steps in all), where every image has its own; first with (0, steps in all),
             before the network is called.
+        decode_progress: called with (images decoded, images in all) after the last step; not for pixel models.
         callback: called after every step with the rows of the batch and its State.
 
     Raises:
         ConfigError: a conditional pipeline without conditions, or with another number of them than seeds.
     """
+    first_stage(pipeline)  # one that is missing is an error before the first step, not after the last
     drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
-    parts = sample_batches(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback)
-    empty = torch.empty((0, *image_shape(pipeline)))
-    return torch.cat([empty, *(images for _, images in parts)])
-
-
-def sample_batches(
-    pipeline: DiffusionPipeline,
-    seeds: Sequence[int],
-    *,
-    sampler: SamplerConfig | None = None,
-    batch_size: int = 64,
-    conditions: Conditions | None = None,
-    device: Device | None = None,
-    progress: Progress | None = None,
-    callback: Callback | None = None,
-) -> Iterator[tuple[slice, Float[Tensor, "b c h w"]]]:
-    """(rows, their images) batch by batch, so that they can be written while the next are drawn; as `sample`."""
-    drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
-    for rows, x in _latent_batches(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback):
-        yield rows, decode_latents(pipeline, x).cpu()
+    x = sample_latents(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback)
+    return decode_latents(pipeline, x, progress=decode_progress)
 
 
 def sample_latents(
@@ -165,29 +151,13 @@ def sample_latents(
     callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """x_0 as the sampler leaves it, on the CPU: latents before decoding, pixels before clipping; as `sample`."""
-    drawing: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "conditions": conditions}
-    parts = _latent_batches(pipeline, seeds, **drawing, device=device, progress=progress, callback=callback)
-    return torch.cat([torch.empty((0, *sample_shape(pipeline))), *(x.cpu() for _, x in parts)])
-
-
-def _latent_batches(
-    pipeline: DiffusionPipeline,
-    seeds: Sequence[int],
-    *,
-    sampler: SamplerConfig | None,
-    batch_size: int,
-    conditions: Conditions | None,
-    device: Device | None,
-    progress: Progress | None,
-    callback: Callback | None,
-) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, their x_0 on the device) batch by batch."""
     _check_pipeline(pipeline, conditions, len(seeds))
     sampler = sampler or default_sampler(pipeline)
     network, shape, scheduler = network_of(pipeline), sample_shape(pipeline), make_scheduler(pipeline, sampler)
     done, total = 0, len(seeds) * len(scheduler.times)
     drawing: dict[str, Any] = {"shape": shape, "guidance_scale": sampler.guidance_scale, "device": device}
     drawing["replay"] = True
+    parts = [torch.empty((0, *shape))]
     if progress is not None and total:
         progress(0, total)
     for rows in _batches(len(seeds), batch_size):
@@ -197,7 +167,8 @@ def _latent_batches(
             done += rows.stop - rows.start
             if progress is not None:
                 progress(done, total)
-        yield rows, state.x_prev
+        parts.append(state.x_prev.cpu())
+    return torch.cat(parts)
 
 
 def record_at(
