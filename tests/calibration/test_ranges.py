@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mezzotint.calibration.ranges import fit_activation, fit_ranges
+from mezzotint.calibration.value_sample import Weighted
 from mezzotint.config import QuantizeConfig, RangeConfig
 from mezzotint.grid.spec import activation_spec, weight_spec
 from mezzotint.layers.simulated import FakeQuantLinear
@@ -90,4 +91,4 @@ def test_a_given_side_wins_over_the_values() -> None:
     values, spec = torch.linspace(-1, 1, 50), activation_spec(8)
     options = RangeConfig(symmetric_activations=True)
     for side in (spec.quant_min, 128, spec.quant_max):
-        assert int(fit_activation(values, spec, options, side)[1]) == side
+        assert int(fit_activation(Weighted(values, torch.ones(50)), spec, options, side)[1]) == side

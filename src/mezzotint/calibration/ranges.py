@@ -1,7 +1,7 @@
 """First ranges of every grid: L_p searches over the weights, and over what the layers saw of the calibration rows.
 
 Weights: per output channel (and input group), symmetric. Activations: per tensor (and channel group), one scale for all
-time steps, from a bounded random sample of each tensor plus its exact extremes.
+time steps, from a bounded weighted sample of each tensor (`value_sample`).
 
 Differs from the released code, which searches batch by batch and averages (0.1 new + 0.9 old), so that the result
 depends on the order of the batches and remembers about ten of them; `ranges.method = "ema"` does that.
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from mezzotint.calibration.rows import Rows
 from mezzotint.calibration.time_ranges import fit_time_ranges_, timed_quantizers
+from mezzotint.calibration.value_sample import ValueSample, Weighted
 from mezzotint.config import QuantizeConfig, RangeConfig
 from mezzotint.grid.search import affine_from_range, search_affine, search_symmetric
 from mezzotint.grid.spec import GridSpec
@@ -82,47 +82,26 @@ def float_arithmetic(simulated: nn.Module) -> Iterator[None]:
             grid.enabled = True
 
 
-class ValueSample:
-    """A bounded random sample of the values of one tensor's groups over many batches, with the exact extremes."""
-
-    def __init__(self, spec: GridSpec, per_batch: int, seed: int) -> None:
-        self._spec = spec
-        self._per_batch = per_batch
-        self._generator = torch.Generator().manual_seed(seed)
-        self._parts: list[list[Tensor]] = [[] for _ in range(spec.n_groups)]
-
-    def add(self, x: Tensor) -> None:
-        slices = self._spec.group_slices(x.shape[1]) if self._spec.groups else [slice(None)]
-        for parts, part in zip(self._parts, slices, strict=True):
-            flat = x[:, part].flatten() if self._spec.groups else x.flatten()
-            picks = torch.randint(flat.numel(), (self._per_batch,), generator=self._generator)
-            parts.append(torch.cat([flat[picks.to(flat.device)], flat.min()[None], flat.max()[None]]))
-
-    def values(self, group: int) -> Float[Tensor, "k"]:
-        return torch.cat(self._parts[group])
-
-
 def fit_activation(
-    values: Float[Tensor, "k"], spec: GridSpec, options: RangeConfig, side: int | None = None
+    sample: Weighted, spec: GridSpec, options: RangeConfig, side: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """(scale float32 [], zero_point int32 []) of one activation grid for a sample of its values.
 
     Symmetric: [-c, c], or the one-sided [0, c] / [-c, 0] where all values have one sign. A zero point given as `side`
     says which of the three, whatever the values are.
     """
-    candidates = options.candidates if options.clip_activations else 1
+    values, weights = sample
+    search: dict[str, Any] = {
+        "norm": options.norm,
+        "candidates": options.candidates if options.clip_activations else 1,
+        "weights": weights,
+    }
     if not options.symmetric_activations:
-        return search_affine(values, spec, norm=options.norm, candidates=candidates)
+        return search_affine(values, spec, **search)
     zero_point = symmetric_zero_point(values, spec) if side is None else side
     one_sided = zero_point != 1 << (spec.bits - 1)
     mirrored = -values if zero_point == spec.quant_max else values
-    scale = search_symmetric(
-        mirrored[None],
-        spec,
-        zero_point=0 if one_sided else zero_point,
-        norm=options.norm,
-        candidates=candidates,
-    )
+    scale = search_symmetric(mirrored[None], spec, zero_point=0 if one_sided else zero_point, **search)
     return scale[0], torch.tensor(zero_point, dtype=torch.int32, device=values.device)
 
 
@@ -157,7 +136,7 @@ def _fit_activations_pooled_(
             handle.remove()
     for name, grid in grids.items():
         for group in range(grid.spec.n_groups):
-            scale, zero_point = fit_activation(samples[name].values(group), grid.spec, config.ranges)
+            scale, zero_point = fit_activation(samples[name].weighted(group), grid.spec, config.ranges)
             grid.scale[group], grid.zero_point[group] = scale, zero_point
         progress.advance()
     progress.finish()
@@ -185,7 +164,7 @@ def _fit_activations_running_(
             for group in range(grid.spec.n_groups):
                 old = running.get((name, group))
                 side = None if old is None else int(grid.zero_point[group])
-                fitted = fit_activation(sample.values(group), grid.spec, config.ranges, side)
+                fitted = fit_activation(sample.weighted(group), grid.spec, config.ranges, side)
                 scale, zero = fitted[0].item(), int(fitted[1])
                 low, high = (grid.spec.quant_min - zero) * scale, (grid.spec.quant_max - zero) * scale
                 if old is not None:

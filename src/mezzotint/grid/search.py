@@ -22,19 +22,34 @@ from mezzotint.grid.spec import GridSpec
 CHUNK_ELEMENTS = 1 << 22
 SMALLEST_SCALE = 1e-12
 
+Weights = Float[Tensor, "k"] | None  # of the values of a row; None weighs them alike
+
 
 def rounding_error(
-    x: Float[Tensor, "r k"], scale: Float[Tensor, "r"], zero_point: Float[Tensor, "r"], spec: GridSpec, *, norm: float
+    x: Float[Tensor, "r k"],
+    scale: Float[Tensor, "r"],
+    zero_point: Float[Tensor, "r"],
+    spec: GridSpec,
+    *,
+    norm: float,
+    weights: Weights = None,
 ) -> Float[Tensor, "r"]:
-    """Mean over k of |x - x_hat|**norm, for every row with its own scale and zero point."""
+    """Mean over k, weighted by `weights`, of |x - x_hat|**norm, for every row with its own scale and zero point."""
     step, zero = scale[:, None], zero_point[:, None]
     codes = torch.round(x / step).add_(zero).clamp_(spec.quant_min, spec.quant_max)
     difference = codes.sub_(zero).mul_(step).sub_(x).abs_()
-    return difference.pow_(norm).mean(dim=1)
+    errors = difference.pow_(norm)
+    return errors.mean(dim=1) if weights is None else errors @ (weights / weights.sum())
 
 
 def search_symmetric(
-    x: Float[Tensor, "r k"], spec: GridSpec, *, zero_point: int = 0, norm: float = 2.4, candidates: int = 100
+    x: Float[Tensor, "r k"],
+    spec: GridSpec,
+    *,
+    zero_point: int = 0,
+    norm: float = 2.4,
+    candidates: int = 100,
+    weights: Weights = None,
 ) -> Float[Tensor, "r"]:
     """Scale of every row's best range [-c, c], or [0, c] for an unsigned grid with zero point 0.
 
@@ -49,7 +64,8 @@ def search_symmetric(
         full = (rows.abs().amax(dim=1) * width / (2**spec.bits - 1)).clamp_min(SMALLEST_SCALE)
         trials = full * shares
         together = max(1, CHUNK_ELEMENTS // max(1, rows.numel())) if x.is_cuda else 1  # a launch costs more than a row
-        best = errors_of_trials(rows, trials, float(zero_point), spec, norm=norm, together=together).argmin(dim=0)
+        errors = errors_of_trials(rows, trials, float(zero_point), spec, norm=norm, together=together, weights=weights)
+        best = errors.argmin(dim=0)
         scales.append(trials.gather(0, best[None])[0])
     return torch.cat(scales)
 
@@ -62,13 +78,15 @@ def errors_of_trials(
     *,
     norm: float,
     together: int = 1,
+    weights: Weights = None,
 ) -> Float[Tensor, "t r"]:
     """`rounding_error` of every trial, a scale for each row; `together` of them side by side."""
     errors = []
     for scales in trials.split(together):
         repeated = x.expand(len(scales), *x.shape).flatten(0, 1)
         zero = torch.full((repeated.shape[0],), zero_point, dtype=x.dtype, device=x.device)
-        errors.append(rounding_error(repeated, scales.flatten(), zero, spec, norm=norm).view_as(scales))
+        found = rounding_error(repeated, scales.flatten(), zero, spec, norm=norm, weights=weights)
+        errors.append(found.view_as(scales))
     return torch.cat(errors)
 
 
@@ -81,7 +99,13 @@ def affine_from_range(low: float, high: float, spec: GridSpec) -> tuple[float, i
 
 
 def search_affine(
-    x: Float[Tensor, "k"], spec: GridSpec, *, norm: float = 2.4, candidates: int = 100, rounds: int = 2
+    x: Float[Tensor, "k"],
+    spec: GridSpec,
+    *,
+    norm: float = 2.4,
+    candidates: int = 100,
+    rounds: int = 2,
+    weights: Weights = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Scale (float32 []) and zero point (int32 []) of the best range [low, high] for an unsigned grid.
 
@@ -98,7 +122,7 @@ def search_affine(
             for k, trial in enumerate(trials, start=1):
                 trial[moving] = full * k / candidates
             grids = [affine_from_range(low, high, spec) for high, low in trials]
-            ends = trials[_best(x, grids, spec, norm)]
+            ends = trials[_best(x, grids, spec, norm, weights)]
     scale, zero_point = affine_from_range(ends[1], ends[0], spec)
     return (
         torch.tensor(scale, dtype=torch.float32, device=x.device),
@@ -106,13 +130,13 @@ def search_affine(
     )
 
 
-def _best(x: Tensor, grids: list[tuple[float, int]], spec: GridSpec, norm: float) -> int:
+def _best(x: Tensor, grids: list[tuple[float, int]], spec: GridSpec, norm: float, weights: Weights) -> int:
     """Index of the grid with the smallest error on `x`; one transfer from the device for all of them."""
     scale = torch.tensor([g[0] for g in grids], dtype=x.dtype, device=x.device)
     zero = torch.tensor([float(g[1]) for g in grids], dtype=x.dtype, device=x.device)
     rows = max(1, CHUNK_ELEMENTS // max(1, x.numel()))
     errors = [
-        rounding_error(x.expand(s.shape[0], -1), s, z, spec, norm=norm)
+        rounding_error(x.expand(s.shape[0], -1), s, z, spec, norm=norm, weights=weights)
         for s, z in zip(scale.split(rows), zero.split(rows), strict=True)
     ]
     return int(torch.cat(errors).argmin())
