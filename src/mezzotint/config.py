@@ -106,9 +106,10 @@ class QuantizeConfig(_Frozen):
 
     recipe: str = "eda-dm"
     bits: str = "w4a8"
-    edge_layers: Literal["by-name", "released", "released-latent"] = Field(
+    edge_layers: Literal["by-name", "float-inputs", "released", "released-latent"] = Field(
         "by-name",
-        description="'by-name': conv_in and conv_out are 8/8; 'released': the first registered weight, conv_out's "
+        description="'by-name': conv_in and conv_out are 8/8; 'float-inputs': these weights, inputs as they are; "
+        "'released': the first registered weight, conv_out's "
         "weight and one late input are 8 bit, conv_out's input stays float; '-latent': as latent networks register",
     )
     split_shortcuts: bool = Field(True, description="two grids for the halves of a concatenated shortcut")

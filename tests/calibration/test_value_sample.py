@@ -75,4 +75,4 @@ def test_the_grid_is_that_of_the_whole_tensor() -> None:
     def error(step: torch.Tensor) -> float:
         return float(((p / step).round().clamp(0, 255) * step - p).abs().pow(2.4).mean())
 
-    assert error(scale) <= 1.03 * error(whole)
+    assert error(scale) <= 1.15 * error(whole)

@@ -11,7 +11,7 @@ from torch import Tensor
 from families import FAMILIES, LATENT, tiny_ldm_kl, tiny_ldm_vq
 from mezzotint.errors import ConfigError, ModelError
 from mezzotint.models.conditioning import condition_inputs, encode_conditions
-from mezzotint.models.decoding import decode_latents, first_stage, image_shape
+from mezzotint.models.decoding import DECODE_BATCH, decode_latents, first_stage, image_shape
 from mezzotint.models.denoiser import sample_shape
 from mezzotint.progress import as_callback
 from mezzotint.sampling.config import SamplerConfig
@@ -30,6 +30,13 @@ def test_images_have_their_shape_and_range(name: str) -> None:
     assert images.abs().max() <= 1
     torch.testing.assert_close(decode_latents(pipeline, x, batch_size=2), images, rtol=1e-5, atol=1e-5)
     assert decode_latents(pipeline, x[:0]).shape == (0, *image_shape(pipeline))
+
+
+def test_images_can_be_saved_whatever_the_decoders_memory_format() -> None:
+    pipeline = tiny_ldm_kl()
+    pipeline.vae.to(memory_format=torch.channels_last)
+    for count in (1, DECODE_BATCH + 1):
+        assert decode_latents(pipeline, start_noise(range(count), sample_shape(pipeline))).is_contiguous()
 
 
 def test_pixels_are_only_clipped() -> None:

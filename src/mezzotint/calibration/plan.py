@@ -1,7 +1,7 @@
 """Which grid every layer gets: the plan `{layer name: LayerSpec}` of a network at a bit setting.
 
     layer                                weights            input
-    conv_in, conv_out (by name)          8                  8
+    conv_in, conv_out (by name)          8                  8, or float (`edge_layers`)
     any other Conv2d, Linear             bits.weight        bits.activation
     shortcut of an up block              as above, split into the groups (h, skip) unless switched off
     attention q k^T                      -                  bits.activation, both
@@ -65,8 +65,9 @@ def plan_layers(
         activation = activation_spec(bits.activation)
         plan[qk] = LayerSpec(kind="matmul", input=activation, other=activation)
         plan[pv] = LayerSpec(kind="matmul", input=activation_spec(config.softmax_bits), other=activation)
-    if config.edge_layers == "by-name":
-        plan.update(_edges_by_name(plan, edges, activations=bits.activation is not None))
+    if config.edge_layers in ("by-name", "float-inputs"):
+        coded = config.edge_layers == "by-name" and bits.activation is not None
+        plan.update(_edges_by_name(plan, edges, activations=coded))
     else:
         plan.update(_edges_as_released(plan, edges, latent=config.edge_layers == "released-latent"))
     if config.time_layers == "apart" and bits.activation is not None:

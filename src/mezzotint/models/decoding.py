@@ -52,7 +52,7 @@ def decode_latents(
         done += len(part)
         if progress is not None:
             progress(done, len(x))
-    return torch.cat(images)
+    return torch.cat(images).contiguous()  # a decoder may give channels-last
 
 
 def image_shape(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
