@@ -54,6 +54,9 @@ class RangeConfig(_Frozen):
         "pooled", description="'pooled': one search over all rows; 'ema': a search per batch, averaged, as released"
     )
     ema_batch: int = Field(256, ge=1, description="rows of a batch of 'ema'")
+    probabilities: Literal["values", "product"] = Field(
+        "values", description="attention's probabilities by their own error, as all else, or by that of p v (pooled)"
+    )
 
 
 class StepPhase(_Frozen):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mezzotint.calibration.probabilities import ProductSample, collect_, fit_probabilities
 from mezzotint.calibration.rows import Rows
 from mezzotint.calibration.time_ranges import fit_time_ranges_, timed_quantizers
 from mezzotint.calibration.value_sample import ValueSample, Weighted
@@ -125,6 +126,10 @@ def _fit_activations_pooled_(
     per_batch = max(64, SAMPLED_VALUES // batches)
     samples = {name: ValueSample(g.spec, per_batch, config.seed + i) for i, (name, g) in enumerate(grids.items())}
     handles = [g.register_forward_pre_hook(_collect(samples[name])) for name, g in grids.items()]
+    products: dict[str, ProductSample] = {}
+    if config.ranges.probabilities == "product":
+        products, more = collect_(simulated, batches, config.seed)
+        handles += more
     progress.start("fit: activations", batches + len(grids))
     try:
         with float_arithmetic(simulated):
@@ -135,6 +140,10 @@ def _fit_activations_pooled_(
         for handle in handles:
             handle.remove()
     for name, grid in grids.items():
+        if name in products:
+            grid.scale[0], grid.zero_point[0] = fit_probabilities(products[name], grid.spec)
+            progress.advance()
+            continue
         for group in range(grid.spec.n_groups):
             scale, zero_point = fit_activation(samples[name].weighted(group), grid.spec, config.ranges)
             grid.scale[group], grid.zero_point[group] = scale, zero_point

@@ -49,6 +49,10 @@ DIFFERENCES: dict[str, Row] = {
         "searches activation ranges batch by batch and averages them; which side is open is fixed by the first batch",
         ("ranges.method", "ranges.ema_batch"),
     ),
+    "softmax-grid": Row(
+        "searches the grid of attention's probabilities by their own error, not by that of their product with v",
+        ("ranges.probabilities",),
+    ),
     # reconstruction
     "iterations": Row(
         "takes the published iterations and rows in each", ("reconstruction.iters", "reconstruction.batch_size")

@@ -10,13 +10,14 @@ Defaults follow the paper where it is silent about faults of the released code; 
   remainder;
 - inner layers of a unit are declared per block type, not taken by registration order;
 - activation steps are learned in log space: they stay positive and one rate fits every layer;
+- the first grid of attention's probabilities is chosen by the error of their product with v (`ranges.probabilities`);
 - conv_out's bias takes up the mean error of eps that the sampler would pile up (`reconstruction.drift`); not in the
   paper, `drift_trajectories=0` leaves it out.
 """
 
 from __future__ import annotations
 
-from mezzotint.config import QuantizeConfig, ReconstructionConfig, SelectionConfig
+from mezzotint.config import QuantizeConfig, RangeConfig, ReconstructionConfig, SelectionConfig
 from mezzotint.models.families import Family
 from mezzotint.recipes.paper import PAPER
 from mezzotint.sampling.defaults import SAMPLERS
@@ -33,5 +34,6 @@ def eda_dm(bits: str, family: Family = "ddim") -> QuantizeConfig:
         bits=bits,
         sampler=SAMPLERS[family],
         selection=SelectionConfig(variety_weight=paper.variety_weight),
+        ranges=RangeConfig(probabilities="product"),
         reconstruction=ReconstructionConfig(layer_weight=paper.layer_weight, batch_size=BATCH_SIZE[family]),
     )
