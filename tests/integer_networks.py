@@ -26,7 +26,12 @@ SMALL: dict[str, Any] = {  # one level: every kind of block but those between le
     "down_block_types": ("AttnDownBlock2D",),
     "up_block_types": ("AttnUpBlock2D",),
 }
-NETWORKS = {"pixels": tiny_unet, "small": functools.partial(tiny_unet, **SMALL), "text": tiny_text_unet}
+NETWORKS = {
+    "pixels": tiny_unet,
+    "small": functools.partial(tiny_unet, **SMALL),
+    "edges": functools.partial(tiny_unet, **SMALL),  # inputs of conv_in and conv_out stay float
+    "text": tiny_text_unet,
+}
 
 
 @functools.cache
@@ -34,6 +39,7 @@ def integer_network(kind: str, bits: str = "w8a8", *, matmuls: bool = True) -> n
     """One of NETWORKS on integers, to be left as it is; without `matmuls` the products of attention stay float."""
     network = NETWORKS[kind]()
     config = make_config("nearest", bits).model_copy(update={"ranges": RangeConfig(candidates=2)})
+    config = config.model_copy(update={"edge_layers": "float-inputs" if kind == "edges" else "by-name"})
     inputs = example_inputs(network, batch=2)
     plan = plan_layers(network, config, splits=split_shortcuts(network, *inputs), edges=layers_by_role(network))
     plan = {name: spec for name, spec in plan.items() if matmuls or spec.kind != "matmul"}

@@ -67,7 +67,7 @@ def outputs_of_products(network: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("pixels", "w4a8"), ("text", "w8a8")])
+@pytest.mark.parametrize(("kind", "bits"), [("pixels", "w4a8"), ("text", "w8a8"), ("edges", "w8a8")])
 def test_lowered_is_the_integer_network(kind: str, bits: str) -> None:
     network = fresh(kind, bits, matmuls=False)
     expected = eps(network)

@@ -35,7 +35,13 @@ def by_kernel(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 @pytest.mark.skipif(not INTERPRETED, reason="tests/gpu runs the same on a GPU, in every dtype")
 @pytest.mark.parametrize(
     ("kind", "bits", "attention"),
-    [("small", "w8a8", "bf16"), ("pixels", "w4a8", "int8"), ("text", "w8a8", "int8"), ("text", "w4a8", "bf16")],
+    [
+        ("small", "w8a8", "bf16"),
+        ("edges", "w4a8", "int8"),
+        ("pixels", "w4a8", "int8"),
+        ("text", "w8a8", "int8"),
+        ("text", "w4a8", "bf16"),
+    ],
 )
 def test_every_step_of_a_network_is_exact_arithmetic(kind: str, bits: str, attention: str) -> None:
     steps = steps_of(kind, LoweringConfig(torch.float32, attention=attention), bits)

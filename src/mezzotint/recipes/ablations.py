@@ -47,6 +47,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     # grids and what comes after
     "no split": Ablation("one grid for both halves of a shortcut", {"split_shortcuts": False}),
+    "float edges": Ablation("inputs of conv_in and conv_out as they are", {"edge_layers": "float-inputs"}),
     "symmetric": Ablation("symmetric activation ranges", {"ranges.symmetric_activations": True}),
     "no output correction": Ablation("conv_out's bias as it was", {"drift_trajectories": 0}),
 }
