@@ -1,4 +1,4 @@
-"""Products of published UNets, how often each occurs in a step, and their operands: what `kernels.py` measures."""
+"""Products of published UNets, how often each occurs in a step, and their operands: what `products.py` measures."""
 
 from __future__ import annotations
 

@@ -163,3 +163,11 @@ def test_optimization_finds_its_operators_when_nothing_was_imported_before() -> 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_kind'"):
         getattr(mezzotint, "nothing_of_the_kind")  # noqa: B009
+
+
+def test_no_script_hides_a_package_that_a_dependency_looks_for() -> None:
+    """`python benchmarks/x.py` puts that folder first on the path: a kernels.py there was taken for `kernels`."""
+    script = SOURCE.parents[1] / "benchmarks" / "picture.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "same seeds" in done.stdout

@@ -1,6 +1,6 @@
 """Tables of tuned configurations: the one that ships with the package, and what was tuned on this machine.
 
-    shipped    {family of GPUs: {`Problem.key`: `Config`}}, JSON, made by benchmarks/kernels.py
+    shipped    {family of GPUs: {`Problem.key`: `Config`}}, JSON, made by benchmarks/products.py
     cached     {`Problem.key`: `Config`}, JSON, one file a GPU; `remember` adds to it
 
 A cache is the user's file, perhaps of another version or half of one: what is no configuration is left out, and tuned

@@ -1,6 +1,6 @@
 """GPU kernels: compares every product with the integer reference bit for bit, then times configurations.
 
-    python benchmarks/kernels.py --seconds 200 --networks sd16,sd2 --table configurations.json --json FILE
+    python benchmarks/products.py --seconds 200 --networks sd16,sd2 --table configurations.json --json FILE
 
 The first part runs configurations in several processes: that compiles them (Triton keeps the result on disk), checks
 each against the exact reference on small awkward shapes, and at the published shapes against the gathered kernel. The
@@ -12,7 +12,7 @@ kernels/triton/configurations.json has it.
 
 Weights of 8 and 4 bits in one run, six candidates for the one and four for the other, beside what is shipped:
 
-    python benchmarks/kernels.py --networks sd16,sd2 --bits 4,8 --candidates 6,4 --only ' t ' --json FILE
+    python benchmarks/products.py --networks sd16,sd2 --bits 4,8 --candidates 6,4 --only ' t ' --json FILE
 """
 
 from __future__ import annotations
