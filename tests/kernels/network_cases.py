@@ -32,7 +32,7 @@ def by_kernel(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return KERNELS.get(name_of(operator), lambda *given: called(operator, given, kwargs))(*args)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="tests/gpu runs the same on a GPU, in every dtype")
+@pytest.mark.skipif(not INTERPRETED, reason="tests/gpu does so on a GPU, in every dtype, but for float edges")
 @pytest.mark.parametrize(
     ("kind", "bits", "attention"),
     [
