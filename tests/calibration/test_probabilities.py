@@ -68,5 +68,16 @@ def test_eda_dm_takes_it_and_only_probabilities_change() -> None:
     assert make_config("eda-dm-official", "w4a8").ranges.probabilities == "values"
 
 
+@pytest.mark.parametrize("setting", [{"ranges.candidates": 1}, {"ranges.clip_activations": False}])
+def test_min_max_ranges_reach_the_largest_probability_all_the_same(setting: dict[str, object]) -> None:
+    pipeline = FAMILIES["sd"]()
+    config = override(make_config("nearest", "w8a8", family="sd"), calib_size=4, pilot_size=4, steps=2)
+    by_values, by_product = (
+        quantizers(simulate(pipeline, with_settings(config, setting | {"ranges.probabilities": way})).network)
+        for way in ("values", "product")
+    )
+    assert all(torch.equal(by_values[name].scale, by_product[name].scale) for name in by_values)
+
+
 def test_modules_without_attention_have_nothing_to_sample() -> None:
     assert collect_(nn.Sequential(nn.Linear(2, 2)), 1, 0) == ({}, [])

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mezzotint.grid.spec import GridSpec
 from mezzotint.layers.simulated import FakeQuantMatMul
@@ -30,7 +31,15 @@ OCTAVES, PARTS = 12, 4  # thresholds: down to max p / 2**12, four in an octave
 
 
 class ProductSample:
-    """Collects rows p [QUERIES, M] with their v [M, d] from the calls of one product of attention."""
+    """Collects rows p [QUERIES, M] with their v [M, d] from the calls of one product of attention.
+
+    Args:
+        batches: calls that will come; the pairs that are kept are spread over them.
+
+    Attributes:
+        pairs: float32, where the network lies.
+        highest: the largest probability of all calls, kept or not.
+    """
 
     def __init__(self, batches: int, seed: int) -> None:
         self._batches = batches
@@ -49,11 +58,11 @@ class ProductSample:
             self.pairs.append((p[head, queries].float(), v[head].float().clone()))
 
 
-def collect_(simulated: nn.Module, batches: int, seed: int) -> tuple[dict[str, ProductSample], list[Any]]:
+def collect_(simulated: nn.Module, batches: int, seed: int) -> tuple[dict[str, ProductSample], list[RemovableHandle]]:
     """Samples of every product of attention by the name of its quantizer, filled by hooks that are to be removed."""
-    samples, handles = {}, []
+    samples, handles, modules = {}, [], dict(simulated.named_modules())
     for number, name in enumerate(product_names(attention)[1] for attention in attentions(simulated)):
-        product = dict(simulated.named_modules()).get(name)
+        product = modules.get(name)
         if isinstance(product, FakeQuantMatMul):
             sample = samples[f"{name}.input_quantizer"] = ProductSample(batches, seed + number)
             handles.append(product.register_forward_pre_hook(_adds_to(sample)))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mezzotint.calibration.probabilities import ProductSample, collect_, fit_probabilities
 from mezzotint.calibration.rows import Rows
@@ -124,12 +125,9 @@ def _fit_activations_pooled_(
         return
     batches = -(-len(rows) // config.forward_batch)
     per_batch = max(64, SAMPLED_VALUES // batches)
+    products, handles = _products(simulated, batches, config)
     samples = {name: ValueSample(g.spec, per_batch, config.seed + i) for i, (name, g) in enumerate(grids.items())}
-    handles = [g.register_forward_pre_hook(_collect(samples[name])) for name, g in grids.items()]
-    products: dict[str, ProductSample] = {}
-    if config.ranges.probabilities == "product":
-        products, more = collect_(simulated, batches, config.seed)
-        handles += more
+    handles += [g.register_forward_pre_hook(_collect(samples[n])) for n, g in grids.items() if n not in products]
     progress.start("fit: activations", batches + len(grids))
     try:
         with float_arithmetic(simulated):
@@ -149,6 +147,15 @@ def _fit_activations_pooled_(
             grid.scale[group], grid.zero_point[group] = scale, zero_point
         progress.advance()
     progress.finish()
+
+
+def _products(
+    simulated: nn.Module, batches: int, config: QuantizeConfig
+) -> tuple[dict[str, ProductSample], list[RemovableHandle]]:
+    """What `collect_` gives; nothing where probabilities are searched by their values, or ranges are min-max."""
+    ranges = config.ranges
+    clips = ranges.clip_activations and ranges.candidates > 1
+    return collect_(simulated, batches, config.seed) if clips and ranges.probabilities == "product" else ({}, [])
 
 
 def _collect(sample: ValueSample) -> Any:
