@@ -76,9 +76,9 @@ def fit_probabilities(sample: ProductSample, spec: GridSpec) -> tuple[Float[Tens
     steps = (tops / spec.quant_max).to(device, torch.float32)
     errors = torch.zeros(len(steps), dtype=torch.float64, device=device)
     for p, v in sample.pairs:
-        for number, step in enumerate(steps):
-            lost = torch.round(p / step).clamp_(0, spec.quant_max).mul_(step).sub_(p)
-            errors[number] += (lost @ v).square().sum()
+        trials = steps[:, None, None]
+        lost = torch.round(p / trials).clamp_(0, spec.quant_max).mul_(trials).sub_(p)
+        errors += (lost @ v).square().sum((1, 2), dtype=torch.float64)
     return steps[errors.argmin()], torch.zeros((), dtype=torch.int32, device=device)
 
 
