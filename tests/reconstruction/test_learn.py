@@ -21,7 +21,7 @@ from mezzotint.models.units import Unit, layers_by_role, list_units
 from mezzotint.progress import NullProgress
 from mezzotint.reconstruction.learn import TOGETHER, Phase, _Trainer, learn_unit
 from mezzotint.reconstruction.losses import lp_loss
-from mezzotint.reconstruction.problem import UnitProblem, pose
+from mezzotint.reconstruction.problem import MAIN, UnitProblem, pose
 from mezzotint.reconstruction.sources import unit_sources
 from mezzotint.reconstruction.store import RowStore
 from mezzotint.reconstruction.walk import Walker
@@ -134,7 +134,8 @@ def test_layer_losses_of_a_checkpointed_block_move_nothing(setup: Setup) -> None
 def test_a_checkpointed_block_is_differentiated_at_other_masks_than_its_loss(setup: Setup) -> None:
     with setup.problem("resnet") as problem:
         runs: list[torch.Tensor] = []
-        with training(problem, checkpointed=("resnet",), layer_weight=0.0, rounding_weight=0.0) as made:
+        options = {"activation_drop": 0.5, "layer_weight": 0.0, "rounding_weight": 0.0}
+        with training(problem, checkpointed=("resnet",), **options) as made:
             handle = problem.simulated.register_forward_hook(lambda _, args, output: runs.append(output))
             loss = made._total_loss()
             handle.remove()
@@ -143,6 +144,20 @@ def test_a_checkpointed_block_is_differentiated_at_other_masks_than_its_loss(set
         assert not shown.requires_grad
         assert not torch.equal(differentiated, shown)
         assert_close(loss.detach(), lp_loss(shown, made.target))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
+def test_of_the_input_so_many_elements_are_the_float_ones(setup: Setup, drop: float) -> None:
+    with setup.problem("resnet") as problem, training(problem, input_drop=drop) as made:
+        seen: list[torch.Tensor] = []
+        handle = problem.simulated.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        made._total_loss()
+        handle.remove()
+    quantized, floating = (made.buffers[kind][MAIN] for kind in ("quantized", "float"))
+    differ = quantized != floating
+    taken = seen[0] == floating
+    assert bool((taken | (seen[0] == quantized)).all())
+    assert abs(float(taken[differ].float().mean()) - drop) <= (0.1 if drop == 0.5 else 0.0)
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:

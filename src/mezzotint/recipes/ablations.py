@@ -37,9 +37,9 @@ ABLATIONS: dict[str, Ablation] = {
         "errors of a block weighted by a diagonal Fisher estimate", {"reconstruction.block_weighting": "fisher"}
     ),
     "no regulariser": Ablation("nothing pulls roundings to a decision", {"reconstruction.rounding_weight": 0.0}),
-    "no QDrop": Ablation(
-        "every input and activation is quantized while a block learns",
-        {"reconstruction.input_drop": 0.0, "reconstruction.activation_drop": 0.0},
+    "QDrop": Ablation(
+        "half of a block's inputs and half of its activations stay in float while the block learns, as released",
+        {"reconstruction.input_drop": 0.5, "reconstruction.activation_drop": 0.5},
     ),
     "weights then steps": Ablation(
         "rounding learned with float activations, steps in a walk of their own (Q-Diffusion's order)",

@@ -62,20 +62,25 @@ DIFFERENCES: dict[str, Row] = {
         "learns activation steps themselves, at one absolute rate and with nothing to keep them positive",
         ("reconstruction.step_parameter", "reconstruction.step_lr"),
     ),
+    "qdrop": Row(
+        "leaves half of a block's inputs and half of its activations in float while the block learns (QDrop)",
+        ("reconstruction.input_drop", "reconstruction.activation_drop"),
+    ),
     "no-regulariser": Row("leaves out the rounding regulariser", ("reconstruction.rounding_weight",)),
     "registered-layers": Row(
         "leaves the layer registered last out of the layer losses, which is often not the one that makes the output",
         ("reconstruction.inner_layers",),
     ),
     "second-pass": Row(
-        "takes the layer losses from a second quantized pass with other QDrop masks",
+        "takes the layer losses from a second quantized pass, which has other masks where QDrop is on",
         ("reconstruction.separate_layer_pass",),
     ),
     "token-axis": Row(
         "sums losses over the tokens of transformer blocks, not over features", ("reconstruction.loss_axis",)
     ),
     "checkpointing": Row(
-        "checkpoints some blocks: their layer losses have no gradient, that of the block loss is at other QDrop masks",
+        "checkpoints some blocks: their layer losses have no gradient (and that of the block loss is at other masks, "
+        "where QDrop is on)",
         ("reconstruction.checkpointed",),
     ),
     "keep-learned": Row(

@@ -68,6 +68,8 @@ def eda_dm_official(bits: str, family: Family = "ddim") -> QuantizeConfig:
             iters=paper.iters,
             batch_size=paper.batch_size,
             layer_weight=paper.layer_weight,
+            input_drop=0.5,
+            activation_drop=0.5,
             **paper.learning_rates(bits),
             step_parameter="linear",
             inner_layers="registered",

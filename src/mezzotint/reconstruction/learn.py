@@ -1,7 +1,7 @@
 """The learning loop of one unit.
 
-An iteration draws a batch of rows, mixes the unit's float and quantized inputs element by element (QDrop), runs the
-simulated unit once with hooks on its inner layers, runs the float unit without gradients for the inner layers'
+An iteration draws a batch of rows, mixes the unit's float and quantized inputs element by element where QDrop is on,
+runs the simulated unit once with hooks on its inner layers, runs the float unit without gradients for the inner layers'
 targets (caching them would not fit for large models), and steps Adam on the rounding variables and the activation
 steps together; both rates fall to zero along a cosine.
 
