@@ -166,8 +166,8 @@ def test_names_in_brackets_are_explained() -> None:
     planned = [{**rows[0].key, "seed": 9, "variant": name} for name in variants]
     assert missing_cells(planned, rows) == [
         "emoji w4a8 eda-dm seed 9 (no FBR): block losses alone (gamma 0)",
-        "emoji w4a8 eda-dm seed 9 (second-pass): the released code takes the layer losses from a second quantized pass, "
-        "which has other masks where QDrop is on",
+        "emoji w4a8 eda-dm seed 9 (second-pass): the released code takes the layer losses from a second quantized "
+        "pass, which has other masks where QDrop is on",
         "emoji w4a8 eda-dm seed 9 (nodrift): drift_trajectories 0",
         "emoji w4a8 eda-dm seed 9 (nodrift, no FBR): block losses alone (gamma 0); beside the options of 'nodrift'",
         "emoji w4a8 eda-dm seed 9 (riddle): named with --variant; no finished cell says what it changes",

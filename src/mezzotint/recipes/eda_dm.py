@@ -10,8 +10,8 @@ Defaults follow the paper where it is silent about faults of the released code; 
   remainder;
 - inner layers of a unit are declared per block type, not taken by registration order;
 - activation steps are learned in log space: they stay positive and one rate fits every layer;
-- no QDrop (`reconstruction.input_drop=0.5`, `activation_drop=0.5` are the released ones): a block that sees half of its
-  input in float learns to mend less of the error it will get, 0.7 dB of eps at W4A8, and 0.2 dB at W4A4 (`docs/LOG.md`);
+- no QDrop (`reconstruction.input_drop=0.5` and `activation_drop=0.5` are the released ones): a block that sees half of
+  its input in float learns to mend less of the error it will get (up to 0.5 dB of eps at W4A8, `docs/LOG.md`);
 - the first grid of attention's probabilities is chosen by the error of their product with v (`ranges.probabilities`);
 - conv_out's bias takes up the mean error of eps that the sampler would pile up (`reconstruction.drift`); not in the
   paper, `drift_trajectories=0` leaves it out.
