@@ -21,6 +21,7 @@ from mezzotint.pipeline import CALIBRATION_OPTIONS, CalibrationCache
 from mezzotint.progress import NullProgress
 from mezzotint.recipes.registry import make_config
 from mezzotint.sampling.config import SamplerConfig
+from phases import Told
 from tiny import tiny_pipeline
 
 PLAN = Plan(
@@ -58,6 +59,17 @@ def test_the_float_images_are_drawn_once_for_a_folder(tmp_path: Path, monkeypatc
     kept = bench_in(tmp_path).reference(SAMPLER)
     assert kept.dtype == torch.float32
     assert torch.equal(kept, images)
+
+
+def test_a_cell_tells_what_it_draws_to_its_last_image(tmp_path: Path) -> None:
+    told = Told()
+    run(tmp_path, replace(PLAN, bits=("w8a8",)), progress=told)
+    steps = PLAN.samples * PLAN.changes["steps"]
+    for phase in ("draw: float model", "draw: quantized model"):
+        begin = told.words.index((phase, steps)) + 1
+        end = told.words.index("end", begin)
+        assert sum(word for word in told.words[begin:end] if isinstance(word, int)) == steps
+    assert ("measure: SQNR", 1) in told.words
 
 
 def test_a_damaged_file_of_images_is_an_error_that_names_it(tmp_path: Path) -> None:

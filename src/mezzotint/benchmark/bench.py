@@ -34,6 +34,7 @@ from mezzotint.models.conditioning import Inputs, condition_inputs, encode_condi
 from mezzotint.models.conditions import Conditions
 from mezzotint.models.denoiser import example_inputs, network_of
 from mezzotint.pipeline import CalibrationCache
+from mezzotint.progress import NullProgress, Progress, as_callback
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.trajectory import sample
 
@@ -108,12 +109,24 @@ class Bench:
         macs = count_macs(network, *example_inputs(network))
         return cls(pipeline, folder, samples, device, batch_size, scorer, base, given, told, conditions, macs)
 
-    def images(self, pipeline: DiffusionPipeline, sampler: SamplerConfig) -> Tensor:
-        """Images [N, C, H, W] of all seeds, on the CPU. A pipeline with a text encoder of its own encodes with it."""
+    def images(
+        self,
+        pipeline: DiffusionPipeline,
+        sampler: SamplerConfig,
+        progress: Progress | None = None,
+        whose: str = "quantized model",
+    ) -> Tensor:
+        """Images [N, C, H, W] of all seeds, on the CPU. A pipeline with a text encoder of its own encodes with it.
+
+        Args:
+            progress: is told of drawing and decoding, which name `whose` they are.
+        """
         own = pipeline.components.get("text_encoder") is not self.pipeline.components.get("text_encoder")
         conditions = encode_conditions(pipeline, self.inputs) if own else self.conditions
-        drawing: dict[str, Any] = {"conditions": conditions, "device": self.device}
-        return sample(pipeline, list(range(self.samples)), sampler=sampler, batch_size=self._even_batch, **drawing)
+        drawing: dict[str, Any] = {"conditions": conditions, "device": self.device, "batch_size": self._even_batch}
+        for name, verb in (("progress", "draw"), ("decode_progress", "decode")):
+            drawing[name] = as_callback(progress or NullProgress(), f"{verb}: {whose}")
+        return sample(pipeline, list(range(self.samples)), sampler=sampler, **drawing)
 
     @property
     def _even_batch(self) -> int:
@@ -121,7 +134,7 @@ class Bench:
         batches = -(-self.samples // self.batch_size)
         return -(-self.samples // batches)
 
-    def reference(self, sampler: SamplerConfig) -> Tensor:
+    def reference(self, sampler: SamplerConfig, progress: Progress | None = None) -> Tensor:
         """The float model's images; drawn at the first call with this sampler, if the folder does not keep them.
 
         Raises:
@@ -133,7 +146,7 @@ class Bench:
             path = self.folder / UNFINISHED / f"float-{digest(origin)}.safetensors"
             images = _kept(path)
             if images is None:
-                images = self.images(self.pipeline, sampler)
+                images = self.images(self.pipeline, sampler, progress, "float model")
                 write_whole(path, as_bytes({IMAGES_KEY: images}, {"origin": origin}))
             self.references[key] = images
         return self.references[key]

@@ -53,7 +53,7 @@ from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.models.families import model_folder
 from mezzotint.optimization import optimize
 from mezzotint.pipeline import Simulation, simulate, with_network
-from mezzotint.progress import Progress
+from mezzotint.progress import Progress, one_phase
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.guidance import is_guided
 from mezzotint.sampling.schedulers import make_scheduler
@@ -67,7 +67,7 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
     """The finished row of a cell; checkpoints of its calibration are kept in `resume_dir`."""
     clock, sampler = Clock(), cell.config.sampler
     with clock("float images"):
-        reference = bench.reference(sampler)
+        reference = bench.reference(sampler, progress)
     with clock("calibrate"):
         running: dict[str, Any] = {"device": bench.device, "progress": progress, "resume_dir": resume_dir}
         simulation = simulate(bench.pipeline, cell.config, calibration=bench.calibration, **running)
@@ -76,7 +76,7 @@ def measure(bench: Bench, cell: Cell, progress: Progress, resume_dir: Path | Non
     quantized = with_network(bench.pipeline, simulation.network, **others)
     with clock("sample"):
         images, drawn = draw(bench, cell, quantized, progress)
-    with clock("sqnr"):
+    with clock("sqnr"), one_phase(progress, "measure: SQNR"):
         steps, layers = step_errors(bench, simulation.network, sampler)
     with clock("compare"):
         figures = compared(bench, reference, images)
@@ -118,7 +118,7 @@ def draw(
 
     Args:
         quantized: its denoiser simulates, its other parts are on integers where the cell quantizes them.
-        progress: as `optimize` takes it.
+        progress: is told of drawing and, for integers, of what `optimize` prepares.
     """
     sampler, refused = cell.config.sampler, ""
     if cell.arithmetic != "simulated":
@@ -126,7 +126,7 @@ def draw(
         coded = has_quantized_products(simulated)
         how = _how(cell.arithmetic, bench.device, coded)
         try:
-            images = bench.images(_on_integers(quantized, how | {"progress": progress}), sampler)
+            images = bench.images(_on_integers(quantized, how | {"progress": progress}), sampler, progress)
         except (ModelError, KernelError) as error:
             refused = str(error)
             logger.warning("%s: drawn by the simulated network: %s", cell.label, refused)
@@ -135,7 +135,7 @@ def draw(
         if not refused:
             attention = how["attention"] if how["attention"] == "int8" else how["activations"]
             return images, {"arithmetic": cell.arithmetic, "attention": attention}
-    return bench.images(quantized, sampler), {"arithmetic": "simulated", "refused": refused}
+    return bench.images(quantized, sampler, progress), {"arithmetic": "simulated", "refused": refused}
 
 
 def _how(arithmetic: Arithmetic, device: str, coded: bool) -> dict[str, Any]:
