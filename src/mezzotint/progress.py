@@ -52,6 +52,28 @@ def one_phase(progress: Progress, phase: str, total: int = 1) -> Iterator[None]:
     progress.finish()
 
 
+class Closing:
+    """A Progress that tells another one, and can close what an attempt left open that was given up."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._open = progress, 0
+
+    def start(self, phase: str, total: int) -> None:
+        self._open += 1
+        self._progress.start(phase, total)
+
+    def advance(self, n: int = 1, **info: float | str) -> None:
+        self._progress.advance(n, **info)
+
+    def finish(self) -> None:
+        self._open -= 1
+        self._progress.finish()
+
+    def close(self) -> None:
+        while self._open:
+            self.finish()
+
+
 def as_callback(progress: Progress, phase: str) -> Callable[[int, int], None]:
     """`progress` in the form the samplers call, `callback(done, total)`: one phase, closed when done == total.
 

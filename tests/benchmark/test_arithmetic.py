@@ -26,8 +26,10 @@ from mezzotint.benchmark.table import recipe_blocks
 from mezzotint.benchmark.text import tables
 from mezzotint.errors import ModelError
 from mezzotint.layers.int_base import IntLayer
+from mezzotint.models.denoiser import network_of
 from mezzotint.pipeline import simulate, with_network
 from mezzotint.sampling.correction import NoiseCorrection, correct_, correction_of
+from phases import Told
 from tiny import tiny_pipeline
 
 PLAN = Plan(
@@ -52,8 +54,8 @@ def cell_of(arithmetic: Any) -> Cell:
     return cell
 
 
-def run(cell: Cell, folder: Path) -> Any:
-    return run_cells(narrow_pipeline(), [cell], folder, device="cpu", batch_size=2)
+def run(cell: Cell, folder: Path, **options: Any) -> Any:
+    return run_cells(narrow_pipeline(), [cell], folder, device="cpu", batch_size=2, **options)
 
 
 def deployed_row(**changes: Any) -> Row:
@@ -125,6 +127,33 @@ def test_where_no_integer_network_can_be_made_the_row_says_so(
     assert RowFile(tmp_path).missing() == []
     warning = "warning: nearest at W8A8 was drawn by the simulated network, not on integers: time_embedding.linear_1"
     assert any(note.startswith(warning) for note in tables([row])[0].notes)
+
+
+def test_a_network_that_is_refused_in_its_first_call_leaves_no_phase_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulated network's drawing is then a phase of its own, not one within the drawing that was given up."""
+
+    def refuse(module: torch.nn.Module, args: Any) -> None:
+        raise ModelError("time_embedding.linear_1: no form on a GPU")
+
+    def optimized(pipeline: Any, **_: Any) -> Any:
+        network_of(pipeline).register_forward_pre_hook(refuse)
+        return pipeline
+
+    monkeypatch.setattr(measuring, "optimize", optimized)
+    told = Told()
+    (row,) = run(cell_of("integer"), tmp_path, progress=told).made
+    assert row.refused
+    names = [word[0] for word in told.words if isinstance(word, tuple)]
+    assert names.count("draw: quantized model") == 2
+    depth, depths = 0, dict[str, list[int]]()
+    for word in told.words:
+        depth += 1 if isinstance(word, tuple) else -1 if word == "end" else 0
+        if isinstance(word, tuple):
+            depths.setdefault(word[0], []).append(depth)
+    assert depth == 0
+    assert depths["draw: quantized model"] == [1, 1]
 
 
 def test_rows_of_both_are_neither_averaged_nor_compared(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from mezzotint.models.denoiser import device_of, network_of, sample_shape
 from mezzotint.models.families import model_folder
 from mezzotint.optimization import optimize
 from mezzotint.pipeline import Simulation, simulate, with_network
-from mezzotint.progress import Progress, one_phase
+from mezzotint.progress import Closing, NullProgress, Progress, one_phase
 from mezzotint.sampling.config import SamplerConfig
 from mezzotint.sampling.guidance import is_guided
 from mezzotint.sampling.schedulers import make_scheduler
@@ -124,11 +124,12 @@ def draw(
     if cell.arithmetic != "simulated":
         simulated = network_of(quantized)
         coded = has_quantized_products(simulated)
-        how = _how(cell.arithmetic, bench.device, coded)
+        how, told = _how(cell.arithmetic, bench.device, coded), Closing(progress or NullProgress())
         try:
-            images = bench.images(_on_integers(quantized, how | {"progress": progress}), sampler, progress)
+            images = bench.images(_on_integers(quantized, how | {"progress": told}), sampler, told)
         except (ModelError, KernelError) as error:
             refused = str(error)
+            told.close()
             logger.warning("%s: drawn by the simulated network: %s", cell.label, refused)
         gc.collect()  # an optimized network and what calls it hold each other
         torch.cuda.empty_cache()
