@@ -150,13 +150,14 @@ def test_guidance_doubles_the_rows_and_nothing_breaks_without(
 
 
 @pytest.mark.slow
-def test_half_precision_caches_in_files_change_less_than_quantizing_does() -> None:
-    pipeline, full = learned("ldm-class")
-    half = simulate(pipeline, config("ldm-class", cache_dtype="float16", cache_gb=1e-5), device="cpu")
-    inputs = example_inputs(pipeline.unet, batch=2)
-    with torch.no_grad():
-        floating, ours, rounded = (net(*inputs).sample for net in (pipeline.unet, full.network, half.network))
-    assert (rounded - ours).square().sum() < (ours - floating).square().sum() / 2
+def test_half_precision_caches_in_files_are_the_same_problems_to_learn() -> None:
+    """The first unit's is the same but for rounding; the others follow what was learned, one turned rounding apart."""
+    _, full = learned("ldm-class")
+    half = simulate(FAMILIES["ldm-class"](), config("ldm-class", cache_dtype="float16", cache_gb=1e-5), device="cpu")
+    before, after = ([unit["nearest_loss"] for unit in made.results["units"]] for made in (full, half))
+    assert after[0] == pytest.approx(before[0], rel=1e-2)
+    assert sum(after) == pytest.approx(sum(before), rel=0.25)
+    assert all(unit["final_loss"] <= unit["nearest_loss"] for unit in half.results["units"])
 
 
 def test_blocks_that_nobody_declared_are_learned_layer_by_layer(
