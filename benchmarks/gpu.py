@@ -11,6 +11,7 @@ weights; times do not depend on the values. Integer networks get random codes an
     w8a8, w4a8                 integers as `mezzotint.optimize` runs them on a GPU, one CUDA graph a call
     w8a8-steps, w4a8-steps     the same with a grid for every layer, as learned steps have it: q, k and v share no codes
     w8a8-int-attention, w4a8-int-attention    with both products of attention on codes, instead of in bf16
+    w8a8-float-edges, w4a8-float-edges        with inputs of conv_in and conv_out as they are (edge_layers=float-inputs)
 
 Rows: model, variant, batch, ms_median, peak_mb and what they were taken with, kernels with their times, and for
 integers the floor (see `mezzotint.gpu.costs`) by rates measured in this run.
@@ -64,7 +65,8 @@ RUNS = [
     "ldm8-church:16",
     "ldm4-imagenet:16",
 ]
-INTEGERS = ("w8a8", "w4a8", "w8a8-steps", "w4a8-steps", "w8a8-int-attention", "w4a8-int-attention")
+SPECIALS = ("", "-steps", "-int-attention", "-float-edges")
+INTEGERS = tuple(bits + special for special in SPECIALS for bits in ("w8a8", "w4a8"))
 VARIANTS = ("bf16-graph", "w8a8", "w4a8", "w8a8-steps", "bf16-eager", "fp32-eager")
 TOKENS = {"sd-v1": 77, "ldm4-imagenet": 1}
 INPUT_SETS = 3
@@ -89,11 +91,15 @@ def float_network(model: str, device: str = "cuda") -> nn.Module:
         return type(empty).from_config(empty.config).eval().requires_grad_(False)
 
 
-def integer_network(model: str, bits: str, *, own_steps: bool = False, device: str = "cuda") -> nn.Module:
+def integer_network(
+    model: str, bits: str, *, own_steps: bool = False, float_edges: bool = False, device: str = "cuda"
+) -> nn.Module:
     """The same on integers, with random codes."""
     network = described(model)
     inputs = tuple(value.to("meta") for value in example_inputs(network, 1))
     config = make_config("nearest", bits)
+    if float_edges:
+        config = config.model_copy(update={"edge_layers": "float-inputs"})
     plan = plan_layers(network, config, splits=split_shortcuts(network, *inputs), edges=layers_by_role(network))
     with torch.device("meta"):
         network = empty_integer_network_(network, plan)
@@ -153,7 +159,9 @@ class Candidate:
         bits, _, special = variant.partition("-")
         if variant in INTEGERS:
             config = LoweringConfig(attention="int8" if special == "int-attention" else "bf16")
-            network: Any = lower_network_(integer_network(model, bits, own_steps=special == "steps"), config)
+            own_steps, float_edges = special == "steps", special == "float-edges"
+            network: Any = integer_network(model, bits, own_steps=own_steps, float_edges=float_edges)
+            network = lower_network_(network, config)
             self.call = lambda *inputs: network(*inputs, return_dict=False)[0]
             self.call(*self.inputs[0])
             self.constants = network._compiled_call_impl.constants
