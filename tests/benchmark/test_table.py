@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from benchmark_rows import make_row
+from mezzotint.benchmark.changes import Change, change, student
 from mezzotint.benchmark.columns import FD, PSNR, SAMPLER, SECONDS, columns_of, score_column
 from mezzotint.benchmark.row import USUAL_SOURCE, Row, Told
-from mezzotint.benchmark.table import Change, Stat, effect_blocks, recipe_blocks, within_spread
+from mezzotint.benchmark.table import Stat, effect_blocks, recipe_blocks, within_spread
 from mezzotint.benchmark.verdict import verdict
 
 
@@ -116,10 +117,33 @@ def test_a_change_is_taken_seed_by_seed() -> None:
     rows = [make_row(seed=1, fd=1.0), make_row(seed=2, fd=3.0)]
     changed = [make_row(seed=s, fd=fd, variant="no FBR", kind="ablation") for s, fd in ((1, 1.5), (2, 3.7), (3, 99.0))]
     (block,) = effect_blocks([*rows, *changed], "ablation")
-    change = block.lines[1].change_from(block.lines[0], FD)
-    assert change is not None
-    assert (change.mean, change.spread) == (pytest.approx(0.6), pytest.approx(math.sqrt(2 * 0.1**2)))
-    assert change.clear
+    moved = change(block, block.lines[1], FD)
+    assert moved is not None
+    assert (moved.mean, moved.spread) == (pytest.approx(0.6), pytest.approx(math.sqrt(2 * 0.1**2)))
+    assert not moved.clear  # two seeds of one line: t is 12.7
+
+
+def test_lines_share_what_is_known_of_luck() -> None:
+    """Ten changes by nothing but luck say how large luck is; an eleventh that is larger is clear."""
+    rows = [make_row(seed=1, fd=5.0), make_row(seed=2, fd=5.0)]
+    for number in range(10):
+        sign = (-1) ** number
+        rows += [
+            make_row(seed=s, fd=5 + 0.1 * sign * (3 - 2 * s), variant=f"v{number}", kind="ablation") for s in (1, 2)
+        ]
+    rows += [make_row(seed=s, fd=5.5 + 0.1 * (3 - 2 * s), variant="large", kind="ablation") for s in (1, 2)]
+    (block,) = effect_blocks(rows, "ablation")
+    moved = [change(block, line, FD) for line in block.lines[1:]]
+    assert [found is not None and found.clear for found in moved] == [False] * 10 + [True]
+    deviation = math.sqrt(2 * 0.1**2)  # of every line alone, so of all of them
+    assert moved[-1] is not None
+    assert moved[-1].margin == pytest.approx(2.201 * deviation / math.sqrt(2))
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 7, 19, 30, 31, 60, 500])
+def test_student(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
 
 
 def test_a_change_of_one_seed_has_the_intervals_of_both_figures() -> None:
@@ -128,11 +152,11 @@ def test_a_change_of_one_seed_has_the_intervals_of_both_figures() -> None:
         make_row(fd=2.4, fd_interval=(2.0, 2.8), variant="x", kind="ablation"),
     ]
     (block,) = effect_blocks(rows, "ablation")
-    change = block.lines[1].change_from(block.lines[0], FD)
-    assert change is not None
-    assert (change.mean, change.spread) == (pytest.approx(0.4), pytest.approx(0.5))
-    assert not change.clear
-    assert not Change(9.0, None).clear
+    moved = change(block, block.lines[1], FD)
+    assert moved is not None
+    assert (moved.mean, moved.spread) == (pytest.approx(0.4), pytest.approx(0.5))
+    assert not moved.clear
+    assert not Change(9.0, None, None).clear
 
 
 def test_what_the_sampler_sees_is_a_column_where_it_is_another_number() -> None:
@@ -169,6 +193,9 @@ def test_verdict_says_when_ours_is_not_the_best(fd: float, headline: str, words:
 
 def test_verdict_of_one_recipe_claims_nothing() -> None:
     assert verdict([make_row("nearest")]).headline == "1 cell, and nothing to compare them with."
+    changed = make_row(variant="no FBR", kind="ablation")
+    said = "2 cells: single changes of eda-dm, and no recipes to compare."
+    assert verdict([make_row(), changed]).headline == said
 
 
 def test_verdict_without_ours_names_the_best() -> None:

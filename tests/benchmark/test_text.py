@@ -4,11 +4,12 @@ import math
 import re
 
 from benchmark_rows import make_cost, make_row
+from mezzotint.benchmark.changes import Change
 from mezzotint.benchmark.fields import effect_field, number_text, stat_field, stat_text
 from mezzotint.benchmark.markup import latex, markdown, tex
 from mezzotint.benchmark.names import missing_cells
 from mezzotint.benchmark.row import Row
-from mezzotint.benchmark.table import Change, Stat
+from mezzotint.benchmark.table import Stat
 from mezzotint.benchmark.text import tables
 
 
@@ -54,8 +55,8 @@ def test_figures() -> None:
     assert stat_field(Stat(math.inf, None, 1, (math.inf, math.inf)), 2).whole == "∞"
     assert stat_field(Stat(1.5, None, 1, (1.0, 2.0)), 1).whole == "1.5 [1.0, 2.0]"
     assert number_text(math.nan, 1) == "–"
-    assert effect_field(Stat(2.0, 0.1, 3, None), Change(-1.0, 0.25), 2).whole == "2.00 ± 0.10 (\u22121.00 ± 0.25)"
-    assert effect_field(Stat(2.0, None, 1, (1.0, 3.0)), Change(0.5, None), 1).whole == "2.0 (+0.5)"
+    assert effect_field(Stat(2.0, 0.1, 3, None), Change(-1.0, 0.25, 0.5), 2).whole == "2.00 ± 0.10 (\u22121.00 ± 0.25)"
+    assert effect_field(Stat(2.0, None, 1, (1.0, 3.0)), Change(0.5, None, None), 1).whole == "2.0 (+0.5)"
     assert tex("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 

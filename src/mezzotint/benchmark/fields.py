@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from mezzotint.benchmark.changes import Change
 from mezzotint.benchmark.columns import Column
-from mezzotint.benchmark.table import Change, Stat
+from mezzotint.benchmark.table import Stat
 
 MINUS = "\u2212"
 MISSING = "–"

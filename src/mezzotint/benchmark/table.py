@@ -5,10 +5,6 @@ the recipes of one bit setting. Another is *within the spread* of the best if th
 their two standard deviations, or, with one seed each, if the best mean lies in the interval of the other figure or the
 other way round. Without seeds and intervals nothing is known about spread, and nothing is within it.
 
-A *change* is what becomes of a figure between two lines. Its spread is the standard deviation of the differences seed
-by seed where two seeds or more have both, else the root of the sum of squares of both half intervals, as if the two
-figures had nothing to do with each other; they come from the same seeds of images, so it is rather too wide.
-
 Rows of one name that differ in more than the seed are lines of their own, named by what differs; lines are compared
 with each other where they were judged on the same images: one float model, sampler, and list of prompts, drawn by
 networks that compute the same (`Row.computes`: what is deployed stands apart). Recipes that calibrated on the prompts
@@ -50,19 +46,6 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What becomes of a figure, with the spread of that; None where nothing is known of it."""
-
-    mean: float
-    spread: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Whether it is larger than its spread."""
-        return self.spread is not None and abs(self.mean) > self.spread
-
-
-@dataclass(frozen=True)
 class Line:
     """Rows that differ in the seed alone.
 
@@ -92,20 +75,6 @@ class Line:
         spread = statistics.stdev(values) if len(values) > 1 and finite else None
         interval = column.interval(self.first) if len(values) == 1 else None
         return Stat(statistics.fmean(values), spread, len(values), interval)
-
-    def change_from(self, other: Line, column: Column) -> Change | None:
-        """From `other` to this line, over the seeds that both have; of their means where they share none."""
-        mine, theirs = ({row.seed: row for row in line.rows if column.value(row) is not None} for line in (self, other))
-        shared = [seed for seed in mine if seed in theirs]
-        one, two = (Line(tuple(rows[seed] for seed in shared or rows)).stat(column) for rows in (mine, theirs))
-        if one is None or two is None or not (math.isfinite(one.mean) and math.isfinite(two.mean)):
-            return None
-        if len(shared) > 1:
-            moves = [column.value(mine[seed]) - column.value(theirs[seed]) for seed in shared]  # type: ignore[operator]
-            return Change(statistics.fmean(moves), statistics.stdev(moves))
-        halves = [stat.spread if stat.half is None else stat.half for stat in (one, two)]
-        known = [half for half in halves if half is not None]
-        return Change(one.mean - two.mean, math.hypot(*known) if len(known) == 2 else None)
 
 
 @dataclass(frozen=True)

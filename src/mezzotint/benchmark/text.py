@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+from mezzotint.benchmark.changes import change
 from mezzotint.benchmark.columns import FD, LPIPS, PSNR, SAMPLER, SQNR, SSIM, Column, columns_of
 from mezzotint.benchmark.costs import cost_tables
 from mezzotint.benchmark.fields import MISSING, Field, TextTable, effect_field, heading, number_text, stat_field
@@ -110,7 +111,7 @@ def _effects(title: str, what: str, blocks: list[Block]) -> TextTable:
                 *map(Field, _change(block, line)),
                 *([Field(block.setting)] if settings else []),
             ]
-            + [_effect(line, block.lines[0], column) for column in columns]
+            + [_effect(block, line, column) for column in columns]
             for line in block.lines
         ]
         for block in blocks
@@ -119,7 +120,9 @@ def _effects(title: str, what: str, blocks: list[Block]) -> TextTable:
     header = [*words, *_headings(columns, rows)]
     how = (
         f"in brackets: the change against {OURS} of the same seeds, ± the deviation of that over the seeds, or for one "
-        f"seed the bootstrap intervals of both figures together; bold: larger than that"
+        f"seed the bootstrap intervals of both figures together; bold: beyond what luck explains (a 95 % confidence "
+        f"interval with the deviation pooled over the rows, or beyond those bootstrap intervals; of twenty changes "
+        f"that do nothing one is)"
     )
     notes, rank = [how, *_warnings(rows)], _ranked(columns, len(words))
     return TextTable(title, effort(rows), header, len(words), sections, notes, rank, sentences=words.index(what))
@@ -134,12 +137,12 @@ def _change(block: Block, line: Line) -> tuple[str, str]:
     return f"{name} ({line.apart})" if line.apart else name, row.note
 
 
-def _effect(line: Line, whole: Line, column: Column) -> Field:
+def _effect(block: Block, line: Line, column: Column) -> Field:
     """A figure, and what the change does to it: the mean over the seeds that both have, or of the means."""
-    stat, change = line.stat(column), None if line is whole else line.change_from(whole, column)
-    if stat is None or change is None:
+    stat, moved = line.stat(column), None if line is block.lines[0] else change(block, line, column)
+    if stat is None or moved is None:
         return stat_field(stat, column.digits)
-    return effect_field(stat, change, column.digits)
+    return effect_field(stat, moved, column.digits)
 
 
 def effort(rows: Sequence[Row]) -> str:

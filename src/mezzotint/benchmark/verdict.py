@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mezzotint.benchmark.changes import Change, change
 from mezzotint.benchmark.columns import FD, PSNR, Column, columns_of
 from mezzotint.benchmark.fields import stat_text
 from mezzotint.benchmark.plan import OURS
 from mezzotint.benchmark.row import Row
 from mezzotint.benchmark.scoring import TO_FLOAT
-from mezzotint.benchmark.table import Block, Change, effect_blocks, recipe_blocks
+from mezzotint.benchmark.table import Block, effect_blocks, recipe_blocks
 
 JUDGED = (FD, PSNR)
 
@@ -47,7 +48,8 @@ def verdict(rows: Sequence[Row]) -> TableVerdict:
     settings = _settings(blocks)
     if counted := _counted_once(settings):
         paragraphs.append(("How it is counted", counted))
-    return TableVerdict(_headline(settings, len(rows)), paragraphs)
+    changes = any(row.kind != "recipe" for row in rows)
+    return TableVerdict(_headline(settings, len(rows), changes), paragraphs)
 
 
 def _about(block: Block) -> str:
@@ -96,10 +98,15 @@ def _names(block: Block) -> list[str]:
     return [line.name for line in block.lines]
 
 
-def _headline(settings: Sequence[_Setting], rows: int) -> str:
+def _headline(settings: Sequence[_Setting], rows: int, changes: bool) -> str:
     """In how many bit settings ours is closest; how many cells there are where nothing can be said."""
     if not settings:
-        return f"{rows} cell{'s' if rows != 1 else ''}, and nothing to compare them with."
+        what = (
+            f": single changes of {OURS}, and no recipes to compare."
+            if changes
+            else ", and nothing to compare them with."
+        )
+        return f"{rows} cell{'s' if rows != 1 else ''}{what}"
     dissent = [f"{' and '.join(names)} at {s.name}" for s in settings if (names := s.dissenting())]
     by, but = (" by Fréchet distance", f"; by mean PSNR it is {', '.join(dissent)}") if dissent else ("", "")
     if all(OURS not in _names(block) for setting in settings for block in setting.blocks):
@@ -165,15 +172,15 @@ def _largest(block: Block, what: str) -> str:
     changed = [(line, stat) for line in block.lines if line.first.kind != "recipe" and (stat := line.stat(FD))]
     if whole is None or not changed:
         return f"No {what} were measured."
-    moves = [change for line, _ in changed if (change := line.change_from(block.lines[0], FD))]
-    line, stat = max(changed, key=lambda pair: _size(pair[0].change_from(block.lines[0], FD)))
+    moves = [moved for line, _ in changed if (moved := change(block, line, FD))]
+    line, stat = max(changed, key=lambda pair: _size(change(block, pair[0], FD)))
     name, before, after = line.first.variant.rpartition(", ")[2], *(stat_text(s, FD.digits) for s in (whole, stat))
-    worse, better = (sum(change.clear and sign * change.mean > 0 for change in moves) for sign in (1, -1))
+    worse, better = (sum(moved.clear and sign * moved.mean > 0 for moved in moves) for sign in (1, -1))
     return (
         f"Of {len(changed)}, {worse} clearly raise the Fréchet distance to the float model, {better} clearly lower it; "
         f"the one that moves it most is “{name}”: {before} becomes {after}."
     )
 
 
-def _size(change: Change | None) -> float:
-    return 0.0 if change is None else abs(change.mean)
+def _size(moved: Change | None) -> float:
+    return 0.0 if moved is None else abs(moved.mean)
