@@ -74,6 +74,19 @@ def test_lowered_is_the_integer_network(kind: str, bits: str) -> None:
     assert decibels(expected, eps(lower_network_(network, FLOAT32))) > SAME_DB
 
 
+def test_a_float_convolution_keeps_rows() -> None:
+    """What comes after it fuses as after a product: no copies, and no skip is concatenated in floats."""
+    counts = []
+    for kind in ("small", "edges"):
+        network = lower_network_(fresh(kind), FLOAT32)
+        eps(network)
+        counts.append(operators(network))
+    assert {name: counts[1][f"aten.{name}"] for name in ("cat.default", "slice.Tensor")} == {
+        name: counts[0][f"aten.{name}"] for name in ("cat.default", "slice.Tensor")
+    }
+    assert counts[1]["aten.permute.default"] <= counts[0]["aten.permute.default"] + 4
+
+
 def test_until_a_code_tips_over_every_product_is_the_same() -> None:
     network, outputs = fresh("pixels", matmuls=False), {}
     for name, layer in network.named_modules():

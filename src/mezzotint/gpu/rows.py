@@ -86,6 +86,16 @@ class _Writer(Forms):
         args = (self.codes(rows, layer), None, [name], picture, edges)
         return Value(self.call(vocabulary.PRODUCT, args, (b, h * w, o)), "picture", (h, w))
 
+    def _float_conv2d(self, node: Node) -> Value:
+        """A convolution in floats, channels-last: rows are views of what it reads and of what it gives."""
+        x, *others = node.args
+        (b, c, h, w), shape = shape_of(x), shape_of(node)
+        last = self.reshape(self.as_picture(x), (b, h, w, c))
+        picture = self.call(PERMUTE, (last, [0, 3, 1, 2]), (b, c, h, w))
+        result = self.call(node.target, (picture, *fx.map_arg(others, self.plain)), shape)
+        last = self.call(PERMUTE, (result, [0, 2, 3, 1]), (b, *shape[2:], shape[1]))
+        return Value(self.reshape(last, (b, shape[2] * shape[3], shape[1])), "picture", tuple(shape[2:]))
+
     def _linear(self, node: Node) -> Value:
         x, name, _ = node.args
         layer = self.layers[name]
@@ -217,6 +227,7 @@ _HANDLERS: dict[Any, Callable[[_Writer, Node], Value]] = {
     tracing.CONV2D: _Writer._conv2d,
     tracing.LINEAR: _Writer._linear,
     tracing.ATTENTION: _Writer._attention,
+    _ATEN.conv2d.default: _Writer._float_conv2d,
     _ATEN.group_norm.default: _Writer._group_norm,
     _ATEN.layer_norm.default: _Writer._layer_norm,
     _ATEN.cat.default: _Writer._cat,
