@@ -251,7 +251,7 @@ def test_what_cannot_be_lowered_is_an_error() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["pixels", "text"])
+@pytest.mark.parametrize("kind", ["pixels", "text", "edges"])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPE_DB])
 def test_kernels_compute_what_torch_does(kind: str, bits: str, dtype: torch.dtype) -> None:
