@@ -31,7 +31,7 @@ def test_files_of_a_table(table: Path) -> None:
 
 
 def test_the_page_says_what_the_rows_say(page: str) -> None:
-    assert "eda-dm is closest to the float model in 2 of 2 bit settings." in page
+    assert "eda\u2011dm is closest to the float model in 2 of 2 bit settings." in page
     for text in (
         "1.30 ± 0.10",
         "2.50 <small>(+1.30 ± 0.14)</small>",

@@ -169,8 +169,9 @@ def test_verdict_names_the_best_and_where_ours_stands(rows: list[Row]) -> None:
     assert found.headline == "eda-dm is closest to the float model in 2 of 2 bit settings."
     text = " ".join(found.sentences)
     assert "W4A8. FD to the float model: best is eda-dm 1.30 ± 0.10, then eda-dm-official 18.00; PSNR, mean" in text
-    assert "1 clearly raise the Fréchet distance" in text
-    assert "“symmetric”: 1.30 ± 0.10 becomes 2.50" in text
+    assert "“symmetric”: 1.30 ± 0.10 becomes 2.50 (Fréchet distance to the float model), clearly" in text
+    several = verdict([*rows, make_row(fd=1.4, variant="no split", kind="ablation")])
+    assert "Of 2, 0 clearly raise the Fréchet distance" in " ".join(several.sentences)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,11 @@ def _largest(block: Block, what: str) -> str:
     moves = [moved for line, _ in changed if (moved := change(block, line, FD))]
     line, stat = max(changed, key=lambda pair: _size(change(block, pair[0], FD)))
     name, before, after = line.first.variant.rpartition(", ")[2], *(stat_text(s, FD.digits) for s in (whole, stat))
-    worse, better = (sum(moved.clear and sign * moved.mean > 0 for moved in moves) for sign in (1, -1))
+    worse, better = (sum(move.clear and sign * move.mean > 0 for move in moves) for sign in (1, -1))
+    if len(changed) == 1:
+        known = "clearly" if worse or better else "which luck explains"
+        becomes = f"{before} becomes {after} (Fréchet distance to the float model), {known}"
+        return f"The only one measured is “{name}”: {becomes}."
     return (
         f"Of {len(changed)}, {worse} clearly raise the Fréchet distance to the float model, {better} clearly lower it; "
         f"the one that moves it most is “{name}”: {before} becomes {after}."
