@@ -7,7 +7,7 @@ import pytest
 
 from benchmark_rows import make_row
 from mezzotint.benchmark.changes import Change, change, student
-from mezzotint.benchmark.columns import FD, PSNR, SAMPLER, SECONDS, columns_of, score_column
+from mezzotint.benchmark.columns import FD, PSNR, SAMPLER, SECONDS, SSIM, columns_of, score_column
 from mezzotint.benchmark.row import USUAL_SOURCE, Row, Told
 from mezzotint.benchmark.table import Stat, effect_blocks, recipe_blocks, within_spread
 from mezzotint.benchmark.verdict import verdict
@@ -121,6 +121,16 @@ def test_a_change_is_taken_seed_by_seed() -> None:
     assert moved is not None
     assert (moved.mean, moved.spread) == (pytest.approx(0.6), pytest.approx(math.sqrt(2 * 0.1**2)))
     assert not moved.clear  # two seeds of one line: t is 12.7
+
+
+def test_a_seed_without_the_figure_is_not_compared() -> None:
+    """Of two seeds one has it on one side alone: the change is that of the other."""
+    rows = [make_row(seed=1, ssim=0.5), make_row(seed=2, ssim=0.9)]
+    changed = [make_row(seed=s, ssim=x, variant="x", kind="ablation") for s, x in ((1, 0.6), (2, None))]
+    (block,) = effect_blocks([*rows, *changed], "ablation")
+    moved = change(block, block.lines[1], SSIM)
+    assert moved is not None
+    assert moved.mean == pytest.approx(0.1)
 
 
 def test_lines_share_what_is_known_of_luck() -> None:

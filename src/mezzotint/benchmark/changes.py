@@ -41,14 +41,14 @@ class Change:
 
 
 def change(block: Block, line: Line, column: Column) -> Change | None:
-    """From the first line of a block to another, None where one of them lacks the figure."""
+    """From the first line of `block` to another of it, in the unit of `column`; None where one lacks the figure."""
     whole = block.lines[0]
     moves = _moves(whole, line, column)
     if len(moves) > 1:
         groups = [found for other in block.lines[1:] if len(found := _moves(whole, other, column)) > 1]
         margin = student(_freedom(groups)) * _pooled(groups) / math.sqrt(len(moves))
         return Change(statistics.fmean(moves), statistics.stdev(moves), margin)
-    seeds = {row.seed for row in whole.rows} & {row.seed for row in line.rows}
+    seeds = _values(whole, column).keys() & _values(line, column).keys()
     before, after = (Line(tuple(r for r in x.rows if r.seed in seeds) or x.rows).stat(column) for x in (whole, line))
     if before is None or after is None or not (math.isfinite(before.mean) and math.isfinite(after.mean)):
         return None
@@ -63,12 +63,14 @@ def student(freedom: int) -> float:
     return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.5 / freedom
 
 
+def _values(line: Line, column: Column) -> dict[int, float]:
+    """By seed."""
+    return {row.seed: value for row in line.rows if (value := column.value(row)) is not None}
+
+
 def _moves(whole: Line, line: Line, column: Column) -> list[float]:
     """The differences, seed by seed."""
-    found = []
-    for values in (whole, line):
-        found.append({row.seed: value for row in values.rows if (value := column.value(row)) is not None})
-    before, after = found
+    before, after = _values(whole, column), _values(line, column)
     moves = [after[seed] - before[seed] for seed in after if seed in before]
     return moves if all(map(math.isfinite, moves)) else []
 
